@@ -1,0 +1,32 @@
+// The definition of the nearest code, shared by every device, variant and recheck.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define VQ_SCORE_DEVICE __host__ __device__
+#else
+#define VQ_SCORE_DEVICE
+#endif
+
+namespace vqlab {
+
+// Squared distance of a latent and a code, sum_d (x_d - c_d)^2 in double, d ascending, without fused
+// contraction
+// (-ffp-contract=off on the host, the __d*_rn intrinsics on the device): the same bits everywhere. The code
+// of a latent is the smallest k that attains the minimum.
+VQ_SCORE_DEVICE inline double score64(const float* latent, const float* code, int64_t D) {
+  double sum = 0.0;
+  for (int64_t d = 0; d < D; ++d) {
+#if defined(__CUDA_ARCH__)
+    const double difference = __dsub_rn(double(latent[d]), double(code[d]));
+    sum = __dadd_rn(sum, __dmul_rn(difference, difference));
+#else
+    const double difference = double(latent[d]) - double(code[d]);
+    sum += difference * difference;
+#endif
+  }
+  return sum;
+}
+
+}  // namespace vqlab

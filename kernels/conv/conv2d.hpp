@@ -1,0 +1,82 @@
+// 2-d convolution and transposed convolution, NHWC, fp32, with bias and ReLU. CPU: oneDNN, one call per shard
+// of kConvShard images, gradients added in shard order, so no result depends on the number of threads.
+#pragma once
+
+#include "../core/op.hpp"
+
+namespace vqlab {
+
+inline constexpr int64_t kConvShard = 8;
+
+enum class ConvKind { normal, transposed };
+enum class Activation { none, relu };
+
+// Square kernel. A normal convolution shrinks a side to (side + 2 padding - kernel) / stride + 1 (rounded
+// down); a transposed one grows it to (side - 1) * stride - 2 padding + kernel.
+struct ConvGeometry {
+  ConvKind kind = ConvKind::normal;
+  int64_t kernel = 1;   // 1 to 15
+  int64_t stride = 1;   // 1 to kernel
+  int64_t padding = 0;  // 0 to kernel - 1
+
+  int64_t output_side(int64_t input_side) const {
+    return kind == ConvKind::normal ? (input_side + 2 * padding - kernel) / stride + 1
+                                    : (input_side - 1) * stride - 2 * padding + kernel;
+  }
+};
+
+// Weights are (O, kernel, kernel, I) for a normal convolution (cuDNN's KRSC) and (I, kernel, kernel, O) for a
+// transposed one, which is the normal convolution from its output to its input run backwards: torch's OIHW
+// and IOHW with the channel that comes second moved last.
+
+// output = activation(convolution(input) + bias)
+struct ConvForwardOp {
+  View<float> output;        // (B, OH, OW, O)
+  View<const float> input;   // (B, H, W, I)
+  View<const float> weight;  // see above
+  View<const float> bias;    // (O), or absent
+  ConvGeometry geometry;
+  Activation activation;
+  View<std::byte> scratch;  // conv_scratch_bytes(geometry, input, O)
+
+  // These three throw Error(failed) on shapes that disagree or too little scratch.
+  void check() const;
+};
+
+// d_input = gradient of the input. A ReLU of the forward pass is undone before, by ReluBackwardOp on
+// d_output.
+struct ConvBackwardDataOp {
+  View<float> d_input;         // (B, H, W, I)
+  View<const float> d_output;  // (B, OH, OW, O)
+  View<const float> weight;
+  ConvGeometry geometry;
+  View<std::byte> scratch;
+
+  void check() const;
+};
+
+// d_weight, d_bias = gradients summed over the batch; overwritten, not added to.
+struct ConvBackwardWeightOp {
+  View<float> d_weight;        // as weight
+  View<float> d_bias;          // (O), or absent
+  View<const float> d_output;  // (B, OH, OW, O)
+  View<const float> input;     // (B, H, W, I)
+  ConvGeometry geometry;
+  View<std::byte> scratch;
+
+  void check() const;
+};
+
+// Scratch that each of the three ops needs at this shape, for the present worker_count(). `input` is (B, H,
+// W, I).
+int64_t conv_scratch_bytes(const ConvGeometry& geometry, const View<const float>& input,
+                           int64_t output_channels);
+
+void run_cpu(const ConvForwardOp& op);
+void run_cuda(const ConvForwardOp& op, Stream stream);
+void run_cpu(const ConvBackwardDataOp& op);
+void run_cuda(const ConvBackwardDataOp& op, Stream stream);
+void run_cpu(const ConvBackwardWeightOp& op);
+void run_cuda(const ConvBackwardWeightOp& op, Stream stream);
+
+}  // namespace vqlab

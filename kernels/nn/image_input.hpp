@@ -1,0 +1,28 @@
+// From picture bytes to the input of the net.
+#pragma once
+
+#include "../core/op.hpp"
+#include "../core/random.hpp"
+
+namespace vqlab {
+
+// output = bytes / 255 - 0.5, in [-0.5, 0.5], NHWC. Where the output is larger than the image, the last row
+// and column are repeated (the loss masks that part and the decoder's output is cropped). Augmentation draws
+// per image, keyed by its place in the epoch: a horizontal flip with probability 1/2, a shift by up to
+// `shift` pixels with repeated edges.
+struct ImageInputOp {
+  View<float> output;          // (B, OH, OW, C), OH >= H, OW >= W
+  View<const uint8_t> images;  // (B, H, W, C)
+  bool flip = false;
+  int64_t shift = 0;         // pixels, 0 to min(H, W) - 1
+  RandomKey key;             // use = augment, step = epoch
+  uint64_t first_index = 0;  // place of image 0 in the epoch
+
+  // Throws Error(failed) on shapes that disagree or a shift out of range.
+  void check() const;
+};
+
+void run_cpu(const ImageInputOp& op);
+void run_cuda(const ImageInputOp& op, Stream stream);
+
+}  // namespace vqlab

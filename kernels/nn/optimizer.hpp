@@ -1,0 +1,57 @@
+// Adam over the whole parameter slab, the gradient norm, and the gate that keeps a bad step out of the
+// weights.
+#pragma once
+
+#include "../core/op.hpp"
+#include "../core/tree_sum.hpp"
+
+namespace vqlab {
+
+// The step-varying scalars, in device memory so that a captured step can be replayed.
+struct StepState {
+  int64_t step = 0;  // of this update, from 0
+  float learning_rate = 0.0f;
+  float beta1_power = 1.0f;  // beta1^(step + 1), of the bias correction
+  float beta2_power = 1.0f;
+};
+
+// squared_norm = sum of squares of all gradients.
+struct GradientNormOp {
+  View<float> squared_norm;     // (1)
+  View<const float> gradients;  // (P)
+  View<float> block_sums;       // scratch, at least sum_blocks(P)
+  void check() const;           // all three throw Error(failed) on sizes that disagree
+};
+
+// poisoned = 1 if a loss or the gradient norm is not finite or a latent row is bad, else 0. While it is set,
+// AdamOp, EmaUpdateOp and RestartOp change nothing, so the last good state survives.
+struct PoisonGateOp {
+  View<int32_t> poisoned;             // (1)
+  View<const float> loss;             // (1)
+  View<const float> squared_norm;     // (1)
+  View<const int32_t> first_bad_row;  // (1), -1 = none; or absent (no quantizer)
+  void check() const;
+};
+
+// Adam (Kingma and Ba 2015, algorithm 1) in one pass:
+//   g = gradient * min(1, clip / ||gradient||);  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
+//   weight -= learning_rate * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+struct AdamOp {
+  View<float> weights, moment1, moment2;  // (P)
+  View<const float> gradients;            // (P)
+  View<const StepState> state;            // (1)
+  View<const float> squared_norm;         // (1)
+  View<const int32_t> poisoned;           // (1)
+  float beta1, beta2, epsilon;            // 0.9, 0.999, 1e-8
+  float clip;                             // largest gradient norm; 0 = off
+  void check() const;
+};
+
+void run_cpu(const GradientNormOp& op);
+void run_cuda(const GradientNormOp& op, Stream stream);
+void run_cpu(const PoisonGateOp& op);
+void run_cuda(const PoisonGateOp& op, Stream stream);
+void run_cpu(const AdamOp& op);
+void run_cuda(const AdamOp& op, Stream stream);
+
+}  // namespace vqlab
