@@ -3,17 +3,10 @@
 #pragma once
 
 #include "../core/op.hpp"
+#include "../core/step_state.hpp"
 #include "../core/tree_sum.hpp"
 
 namespace vqlab {
-
-// The step-varying scalars, in device memory so that a captured step can be replayed.
-struct StepState {
-  int64_t step = 0;  // of this update, from 0
-  float learning_rate = 0.0f;
-  float beta1_power = 1.0f;  // beta1^(step + 1), of the bias correction
-  float beta2_power = 1.0f;
-};
 
 // squared_norm = sum of squares of all gradients.
 struct GradientNormOp {

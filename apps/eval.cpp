@@ -1,0 +1,59 @@
+#include <fmt/core.h>
+
+#include <cstdio>
+
+#include "command.hpp"
+#include "engine/evaluate.hpp"
+#include "engine/trained_model.hpp"
+
+namespace vqlab {
+namespace {
+
+class EvalCommand : public Command {
+ public:
+  void declare(Options& o) override {
+    o.positional("run", run_, true, "run directory");
+    o.choice("split", split_, {"train", "validation", "test"}, "which images");
+    o.option("checkpoint", checkpoint_, "last, best or the path of a step directory");
+  }
+
+  CommandResult run(const CommonOptions& common) override {
+    TrainedModel trained(run_, checkpoint_, common.device_given ? common.device : "",
+                         common.threads_given ? common.threads : -1);
+    for (const std::string& line : trained.checkpoint().warnings())
+      std::fprintf(stderr, "warning: %s\n", line.c_str());
+    const NamedSplit split = load_split(trained.config(), split_, trained.facts());
+    const Evaluation e =
+        evaluate(trained.model(), trained.runtime(), split.range(), trained.facts().variance);
+    if (!common.json) print(e);
+    Json json = Json::object();
+    json["split"] = split_;
+    const Json values = e.to_json();
+    for (const auto& [key, value] : values.members()) json[key] = value;
+    json["device"] = trained.runtime().device_name();
+    return {.json = json};
+  }
+
+ private:
+  void print(const Evaluation& e) const {
+    std::printf("%s split, %lld images\n", split_.c_str(), static_cast<long long>(e.images));
+    std::printf("  mse          %.6f   (%.4f of the training pixels' variance)\n", e.mse, e.nmse);
+    std::printf("  psnr         %.2f dB   (mean of the images %.2f dB)\n", e.psnr_db, e.psnr_db_mean);
+    std::printf("  ssim         %.4f\n", e.ssim);
+    if (e.codebook_size == 0) return;
+    std::printf("  codes used   %lld of %lld, perplexity %.1f\n", static_cast<long long>(e.usage.used),
+                static_cast<long long>(e.codebook_size), e.usage.perplexity);
+    std::printf("  bits/image   %.1f nominal, %.1f entropy\n", e.bits_per_image_nominal,
+                e.bits_per_image_entropy);
+  }
+
+  std::string run_, split_ = "test", checkpoint_ = "last";
+};
+
+}  // namespace
+
+extern const CommandEntry command_eval;
+const CommandEntry command_eval{"eval", "measures reconstruction and codebook use over a whole split",
+                                []() -> std::unique_ptr<Command> { return std::make_unique<EvalCommand>(); }};
+
+}  // namespace vqlab

@@ -1,0 +1,90 @@
+// One experiment: the configuration file (TOML), its defaults, ranges and checks.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace vqlab {
+
+struct DataConfig {
+  std::string kind = "idx";                                // idx | cifar
+  std::string path = "/usr/share/datasets/fashion-mnist";  // directory with the files
+  int64_t validation = 5000;  // images held back from the end of the training set
+  bool flip = false;          // random horizontal flips
+  int64_t shift = 0;          // random shifts, up to so many pixels
+};
+
+struct ModelConfig {
+  int64_t hidden = 32;  // channels of the latent end; half as many between the first two stages
+  int64_t residual_blocks = 2;
+  int64_t residual_hidden = 32;
+  int64_t downsampling = 4;   // 2, 4, 8 or 16: side of the image patch that one latent stands for
+  std::string norm = "none";  // none
+};
+
+struct QuantizerConfig {
+  std::string kind = "vq_ema";  // a name of quantizers.def
+  int64_t codebook_size = 256;  // K
+  int64_t dim = 16;             // D
+  double decay = 0.99;
+  std::string initialisation = "kmeans";  // kmeans | uniform
+  double restart_threshold = 0.1;         // of the mean count; 0 = off
+  int64_t restart_every = 5;              // steps
+  std::string gradient = "straight_through";
+};
+
+// total = reconstruction + quantizer_weight * (codebook_weight * codebook + commitment_weight * commitment)
+struct LossConfig {
+  std::string reconstruction = "mse_over_variance";  // mse_over_variance | mse | l1
+  double quantizer_weight = 1.0;
+  double codebook_weight = 1.0;  // of vq_loss; vq_ema has no such term
+  double commitment_weight = 0.25;
+};
+
+struct TrainConfig {
+  int64_t epochs = 5;
+  int64_t batch_size = 128;
+  double learning_rate = 1e-3;
+  std::string schedule = "constant";  // constant | cosine, over `epochs`
+  int64_t warmup_steps = 0;           // linear, of the cosine schedule
+  std::string precision = "fp32";     // fp32
+  double gradient_clip = 0.0;         // largest gradient norm; 0 = off
+  std::string on_nan = "stop";        // stop | skip
+  int64_t patience = 0;               // evaluations without improvement before stopping; 0 = off
+};
+
+struct Config {
+  std::string name = "run";
+  int64_t seed = 0;
+  std::string device = "auto";
+  int64_t threads = 0;  // 0 = all cores
+  DataConfig data;
+  ModelConfig model;
+  QuantizerConfig quantizer;
+  LossConfig loss;
+  TrainConfig train;
+  struct Evaluate {
+    int64_t every_epochs = 1;
+  } evaluate;
+  struct Checkpoint {
+    int64_t every_steps = 200;
+    int64_t keep = 2;  // step checkpoints kept beside `last`, `best` and step 0
+  } checkpoint;
+};
+
+// Reads a file and applies `overrides` ("key=value", value in TOML syntax; a bare word is a string). Throws
+// Error(usage) with file and line: unreadable file, malformed TOML, unknown key (with the nearest valid one),
+// wrong type, value out of range, settings that contradict each other.
+Config load_config(const std::string& path, const std::vector<std::string>& overrides);
+Config parse_config(const std::string& text, const std::string& where,
+                    const std::vector<std::string>& overrides);
+
+// Every key with its value, as TOML that load_config reads back to an equal Config.
+std::string to_toml(const Config& config);
+
+// The keys on which two configs differ, except the given ones.
+std::vector<std::string> differing_keys(const Config& a, const Config& b,
+                                        const std::vector<std::string>& ignored);
+
+}  // namespace vqlab

@@ -1,0 +1,40 @@
+#include "feeder.hpp"
+
+#include <cstring>
+
+namespace vqlab {
+
+Feeder::Feeder(const Runtime& runtime, int64_t batch, const ImageSet& set)
+    : runtime_(runtime), image_bytes_(set.height * set.width * set.channels), picked_(size_t(batch)) {
+  const auto plan = [&] {
+    for (View<uint8_t>& slot : slots_)
+      slot = slab_.take<uint8_t>({batch, set.height, set.width, set.channels});
+  };
+  plan();
+  slab_.allocate(runtime);
+  plan();
+}
+
+void Feeder::pick(const ImageRange& range, uint64_t seed, int64_t epoch, int64_t first) {
+  const Permutation order({.seed = seed, .step = uint32_t(epoch), .use = RandomUse::order},
+                          uint64_t(range.count()));
+  for (size_t i = 0; i < picked_.size(); ++i) picked_[i] = range.begin + int64_t(order(uint64_t(first) + i));
+}
+
+void Feeder::pick_in_order(const ImageRange& range, int64_t first) {
+  for (size_t i = 0; i < picked_.size(); ++i)
+    picked_[i] = range.begin + std::min(first + int64_t(i), range.count() - 1);
+}
+
+void Feeder::fill(const ImageSet& set) {
+  slot_ = 1 - slot_;
+  for (size_t i = 0; i < picked_.size(); ++i)
+    std::memcpy(slots_[slot_].data + int64_t(i) * image_bytes_, set.pixels.data() + picked_[i] * image_bytes_,
+                size_t(image_bytes_));
+}
+
+void Feeder::upload(const View<uint8_t>& images, Stream stream) {
+  runtime_.upload(images.data, slots_[slot_].data, images.bytes(), stream);
+}
+
+}  // namespace vqlab

@@ -1,0 +1,44 @@
+// Rooms 1 to 3 of a step: which pictures, their bytes in pinned memory, their bytes on the device.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "data/image_set.hpp"
+#include "kernels/core/random.hpp"
+#include "memory.hpp"
+
+namespace vqlab {
+
+// A contiguous part of an image set.
+struct ImageRange {
+  const ImageSet* set;
+  int64_t begin, end;  // images [begin, end)
+  int64_t count() const { return end - begin; }
+};
+
+class Feeder {
+ public:
+  Feeder(const Runtime& runtime, int64_t batch, const ImageSet& set);
+
+  // Training: places [first, first + batch) of the epoch's order, a permutation that depends on (seed, epoch)
+  // alone.
+  void pick(const ImageRange& range, uint64_t seed, int64_t epoch, int64_t first);
+  // Evaluation: images [first, first + batch) of the range; past its end the last image is repeated.
+  void pick_in_order(const ImageRange& range, int64_t first);
+
+  // Copies the picked images into the next pinned slot.
+  void fill(const ImageSet& set);
+  // From the slot just filled to the device.
+  void upload(const View<uint8_t>& images, Stream stream);
+
+ private:
+  const Runtime& runtime_;
+  const int64_t image_bytes_;
+  std::vector<int64_t> picked_;
+  Slab slab_{"pinned batches", MemoryKind::pinned};
+  std::array<View<uint8_t>, 2> slots_;  // one is filled while the other is being copied
+  size_t slot_ = 0;
+};
+
+}  // namespace vqlab

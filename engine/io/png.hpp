@@ -1,0 +1,22 @@
+// PNG pictures, written by libpng.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "kernels/core/view.hpp"
+
+namespace vqlab {
+
+// Text chunks: keyword (1 to 79 bytes of Latin-1) and text (UTF-8; compressed when long).
+using PngText = std::map<std::string, std::string>;
+
+// The bytes of a PNG file of an image (H, W, C), C 1 (grey) or 3 (RGB), 8 bits a channel. Equal input gives
+// equal bytes. Throws Error(failed) on another shape, Error(resources) when memory is short.
+std::string encode_png(const View<const uint8_t>& image, const PngText& text = {});
+
+// Writes such a file. Throws as encode_png and write_file_durably do.
+void write_png(const std::string& path, const View<const uint8_t>& image, const PngText& text = {});
+
+}  // namespace vqlab

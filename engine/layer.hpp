@@ -1,0 +1,30 @@
+// The seam of the network body. Backward is written by hand for each layer: there is no tape.
+#pragma once
+
+#include "memory.hpp"
+
+namespace vqlab {
+
+enum class Mode { training, inference };
+
+// An activation (B, H, W, C) and the gradient of the loss with respect to it. The gradient is absent in
+// inference, and of the input image, which needs none.
+struct Tensor {
+  View<float> value, gradient;
+};
+
+class Layer {
+ public:
+  virtual ~Layer() = default;
+
+  // Takes the output (with its gradient in training) and the scratch from the arena, and remembers the views.
+  // Runs once to measure and once to bind.
+  virtual Tensor plan(Arena& arena, const Tensor& input, Mode mode) = 0;
+  // output.value from input.value; keeps what backward needs in the arena.
+  virtual void forward(Stream stream) = 0;
+  // From output.gradient: the parameter gradients, and input.gradient unless it is absent. Both are
+  // overwritten; output.gradient may be changed too.
+  virtual void backward(Stream stream) = 0;
+};
+
+}  // namespace vqlab

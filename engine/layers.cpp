@@ -1,0 +1,131 @@
+#include "layers.hpp"
+
+#include <cmath>
+
+#include "kernels/nn/pointwise.hpp"
+
+namespace vqlab {
+namespace {
+
+Tensor take_like(Arena& arena, const View<float>& value, bool with_gradient) {
+  const auto take = [&] { return arena.take<float>({value[0], value[1], value[2], value[3]}); };
+  Tensor tensor{.value = take(), .gradient = {}};
+  if (with_gradient) tensor.gradient = take();
+  return tensor;
+}
+
+}  // namespace
+
+Conv::Conv(ParameterStore& parameters, const std::string& name, const ConvGeometry& geometry,
+           int64_t input_channels, int64_t output_channels, Activation activation)
+    : parameters_(parameters),
+      geometry_(geometry),
+      output_channels_(output_channels),
+      activation_(activation) {
+  const bool normal = geometry.kind == ConvKind::normal;
+  const int64_t outer = normal ? output_channels : input_channels,
+                inner = normal ? input_channels : output_channels;
+  const float bound = 1.0f / std::sqrt(float(inner * geometry.kernel * geometry.kernel));
+  weight_ = parameters.add(name + ".weight", {outer, geometry.kernel, geometry.kernel, inner}, bound);
+  bias_ = parameters.add(name + ".bias", {output_channels}, bound);
+}
+
+Tensor Conv::plan(Arena& arena, const Tensor& input, Mode mode) {
+  input_ = input;
+  const View<float>& x = input.value;
+  const View<float> shape(nullptr,
+                          {x[0], geometry_.output_side(x[1]), geometry_.output_side(x[2]), output_channels_});
+  output_ = take_like(arena, shape, mode == Mode::training);
+  scratch_ = arena.scratch(conv_scratch_bytes(geometry_, x, output_channels_));
+  return output_;
+}
+
+void Conv::forward(Stream stream) {
+  run(ConvForwardOp{.output = output_.value,
+                    .input = input_.value,
+                    .weight = parameters_.weight(weight_),
+                    .bias = parameters_.weight(bias_),
+                    .geometry = geometry_,
+                    .activation = activation_,
+                    .scratch = scratch_},
+      stream);
+}
+
+void Conv::backward(Stream stream) {
+  if (activation_ == Activation::relu)
+    run(ReluBackwardOp{.d_input = output_.gradient, .d_output = output_.gradient, .output = output_.value},
+        stream);
+  run(ConvBackwardWeightOp{.d_weight = parameters_.gradient(weight_),
+                           .d_bias = parameters_.gradient(bias_),
+                           .d_output = output_.gradient,
+                           .input = input_.value,
+                           .geometry = geometry_,
+                           .scratch = scratch_},
+      stream);
+  if (!input_.gradient) return;
+  run(ConvBackwardDataOp{.d_input = input_.gradient,
+                         .d_output = output_.gradient,
+                         .weight = parameters_.weight(weight_),
+                         .geometry = geometry_,
+                         .scratch = scratch_},
+      stream);
+}
+
+ConvTranspose::ConvTranspose(ParameterStore& parameters, const std::string& name, ConvGeometry geometry,
+                             int64_t input_channels, int64_t output_channels, Activation activation)
+    : Conv(parameters, name, (geometry.kind = ConvKind::transposed, geometry), input_channels,
+           output_channels, activation) {}
+
+Tensor ReLU::plan(Arena&, const Tensor& input, Mode) { return tensor_ = input; }
+
+void ReLU::forward(Stream stream) { run(ReluOp{.output = tensor_.value, .input = tensor_.value}, stream); }
+
+void ReLU::backward(Stream stream) {
+  run(ReluBackwardOp{.d_input = tensor_.gradient, .d_output = tensor_.gradient, .output = tensor_.value},
+      stream);
+}
+
+Residual::Residual(ParameterStore& parameters, const std::string& name, int64_t channels, int64_t hidden)
+    : conv1_(parameters, name + ".conv1", {.kernel = 3, .padding = 1}, channels, hidden, Activation::relu),
+      conv2_(parameters, name + ".conv2", {.kernel = 1}, hidden, channels, Activation::none) {}
+
+Tensor Residual::plan(Arena& arena, const Tensor& input, Mode mode) {
+  input_ = input;
+  activated_ = take_like(arena, input.value, mode == Mode::training);
+  // The sum is written over the branch, which backward does not need; its gradient is the sum's.
+  return output_ = conv2_.plan(arena, conv1_.plan(arena, activated_, mode), mode);
+}
+
+void Residual::forward(Stream stream) {
+  run(ReluOp{.output = activated_.value, .input = input_.value}, stream);
+  conv1_.forward(stream);
+  conv2_.forward(stream);
+  run(AddOp{.output = output_.value, .a = input_.value, .b = output_.value}, stream);
+}
+
+void Residual::backward(Stream stream) {
+  conv2_.backward(stream);
+  conv1_.backward(stream);
+  if (!input_.gradient) return;
+  run(
+      ReluBackwardOp{
+          .d_input = activated_.gradient, .d_output = activated_.gradient, .output = activated_.value},
+      stream);
+  run(AddOp{.output = input_.gradient, .a = output_.gradient, .b = activated_.gradient}, stream);
+}
+
+Tensor Sequential::plan(Arena& arena, const Tensor& input, Mode mode) {
+  Tensor tensor = input;
+  for (const auto& layer : layers_) tensor = layer->plan(arena, tensor, mode);
+  return tensor;
+}
+
+void Sequential::forward(Stream stream) {
+  for (const auto& layer : layers_) layer->forward(stream);
+}
+
+void Sequential::backward(Stream stream) {
+  for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) (*layer)->backward(stream);
+}
+
+}  // namespace vqlab

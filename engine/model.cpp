@@ -1,0 +1,171 @@
+#include "model.hpp"
+
+#include <bit>
+
+namespace vqlab {
+namespace {
+
+constexpr ConvGeometry kHalve{.kernel = 4, .stride = 2, .padding = 1};
+constexpr ConvGeometry kDouble{.kind = ConvKind::transposed, .kernel = 4, .stride = 2, .padding = 1};
+constexpr ConvGeometry kSame{.kernel = 3, .stride = 1, .padding = 1};
+
+// Channels after the i-th of `stages` halvings: half the width after the first, unless it is the only one.
+int64_t stage_channels(int64_t hidden, int64_t i, int64_t stages) {
+  return i == 0 && stages > 1 ? hidden / 2 : hidden;
+}
+
+}  // namespace
+
+Model::Model(const Config& config, const ImageShape& shape, int64_t batch, int64_t images_per_epoch,
+             Mode mode)
+    : config_(config), shape_(shape), batch_(batch), mode_(mode) {
+  build_encoder();
+  const int64_t latents_per_image = code_height() * code_width();
+  quantizer_ = make_quantizer({.config = config_,
+                               .parameters = parameters_,
+                               .mode = mode,
+                               .latents_per_step = config.train.batch_size * latents_per_image,
+                               .latents_per_epoch = images_per_epoch * latents_per_image});
+  build_decoder();
+}
+
+void Model::build_encoder() {
+  const ModelConfig& m = config_.model;
+  const int64_t stages = std::countr_zero(uint64_t(m.downsampling));
+  int64_t channels = shape_.channels;
+  for (int64_t i = 0; i < stages; ++i) {
+    const int64_t next = stage_channels(m.hidden, i, stages);
+    encoder_.add<Conv>(parameters_, fmt::format("encoder.conv{}", i + 1), kHalve, channels, next,
+                       Activation::relu);
+    channels = next;
+  }
+  encoder_.add<Conv>(parameters_, fmt::format("encoder.conv{}", stages + 1), kSame, channels, m.hidden,
+                     Activation::relu);
+  for (int64_t i = 0; i < m.residual_blocks; ++i)
+    encoder_.add<Residual>(parameters_, fmt::format("encoder.residual{}", i + 1), m.hidden,
+                           m.residual_hidden);
+  encoder_.add<ReLU>();
+  encoder_.add<Conv>(parameters_, "quant_conv", ConvGeometry{.kernel = 1}, m.hidden, config_.quantizer.dim,
+                     Activation::none);
+}
+
+void Model::build_decoder() {
+  const ModelConfig& m = config_.model;
+  const int64_t stages = std::countr_zero(uint64_t(m.downsampling));
+  decoder_.add<Conv>(parameters_, "decoder.conv1", kSame, config_.quantizer.dim, m.hidden, Activation::none);
+  for (int64_t i = 0; i < m.residual_blocks; ++i)
+    decoder_.add<Residual>(parameters_, fmt::format("decoder.residual{}", i + 1), m.hidden,
+                           m.residual_hidden);
+  decoder_.add<ReLU>();
+  int64_t channels = m.hidden;
+  for (int64_t i = 0; i < stages; ++i) {
+    const bool last = i + 1 == stages;
+    const int64_t next = last ? shape_.channels : stage_channels(m.hidden, stages - 2 - i, stages);
+    decoder_.add<ConvTranspose>(parameters_, fmt::format("decoder.up{}", i + 1), kDouble, channels, next,
+                                last ? Activation::none : Activation::relu);
+    channels = next;
+  }
+}
+
+int64_t Model::padded(int64_t side) const {
+  const int64_t d = config_.model.downsampling;
+  return (side + d - 1) / d * d;
+}
+
+void Model::plan(Arena& arena) {
+  images_ = arena.take<uint8_t>({batch_, shape_.height, shape_.width, shape_.channels});
+  input_.value = arena.take<float>({batch_, padded(shape_.height), padded(shape_.width), shape_.channels});
+  latents_ = encoder_.plan(arena, input_, mode_);
+  quantized_ = quantizer_->plan(arena, latents_, mode_);
+  reconstruction_ = decoder_.plan(arena, quantized_, mode_);
+  loss_ = arena.take<float>({1});
+  error_ = arena.take<float>({1});
+  squared_error_ = arena.take<float>({batch_});
+  block_sums_ = arena.take<float>({sum_blocks(input_.value.size())});
+}
+
+std::vector<std::pair<std::string, int64_t>> Model::memory_budget() {
+  Arena measure;
+  plan(measure);
+  const int64_t slab = parameters_.slab_bytes();
+  std::vector<std::pair<std::string, int64_t>> budget = {{"weights", slab}};
+  if (mode_ == Mode::training) budget.insert(budget.end(), {{"gradients", slab}, {"Adam moments", 2 * slab}});
+  budget.emplace_back("codebook state", quantizer_->state_bytes());
+  budget.emplace_back(mode_ == Mode::training ? "activations and their gradients" : "activations",
+                      measure.activation_bytes());
+  budget.emplace_back("scratch", measure.scratch_bytes());
+  return budget;
+}
+
+void Model::allocate(const Runtime& runtime) {
+  parameters_.allocate(runtime, mode_ == Mode::training);
+  if (mode_ == Mode::training) parameters_.initialise(uint64_t(config_.seed), runtime);
+  quantizer_->allocate(runtime);
+  plan(arena_);
+  arena_.allocate(runtime);
+  plan(arena_);
+}
+
+void Model::load_images(bool augment, int64_t epoch, int64_t first_index, Stream stream) {
+  run(
+      ImageInputOp{
+          .output = input_.value,
+          .images = images_,
+          .flip = augment && config_.data.flip,
+          .shift = augment ? config_.data.shift : 0,
+          .key = {.seed = uint64_t(config_.seed), .step = uint32_t(epoch), .use = RandomUse::augment},
+          .first_index = uint64_t(first_index)},
+      stream);
+}
+
+void Model::encode(Stream stream) { encoder_.forward(stream); }
+
+void Model::measure_loss(Stream stream) {
+  run(ReconstructionLossOp{.d_reconstruction = reconstruction_.gradient,
+                           .loss = loss_,
+                           .error = error_,
+                           .squared_error = squared_error_,
+                           .reconstruction = reconstruction_.value,
+                           .target = input_.value,
+                           .height = shape_.height,
+                           .width = shape_.width,
+                           .kind = config_.loss.reconstruction == "l1" ? ReconstructionKind::absolute
+                                                                       : ReconstructionKind::squared,
+                           .scale = loss_scale_,
+                           .block_sums = block_sums_},
+      stream);
+}
+
+void Model::backward(Stream stream) {
+  decoder_.backward(stream);
+  quantizer_->backward(stream);
+  encoder_.backward(stream);
+}
+
+void Model::set_variance(double variance) {
+  if (config_.loss.reconstruction != "mse_over_variance") return;
+  if (!(variance > 0.0))
+    throw Error(ErrorKind::data, "all training pixels are equal: their variance is 0",
+                "check the data, or set loss.reconstruction = \"mse\"", config_.data.path);
+  loss_scale_ = float(1.0 / variance);
+}
+
+int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t bytes) {
+  const auto fits = [&](int64_t batch) {
+    Config candidate = config;
+    candidate.train.batch_size = batch;
+    int64_t total = 0;
+    for (const auto& [name, part] : Model(candidate, shape, batch, batch, Mode::training).memory_budget())
+      total += part;
+    return total <= bytes;
+  };
+  int64_t low = 0, high = 1;
+  while (high <= 65536 && fits(high)) low = high, high *= 2;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (fits(middle) ? low : high) = middle;
+  }
+  return low;
+}
+
+}  // namespace vqlab

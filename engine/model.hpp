@@ -1,0 +1,87 @@
+// The network by configuration: encoder CNN, 1x1 convolution to the latents, quantizer, decoder CNN (the net
+// of DeepMind's VQ-VAE notebook; van den Oord et al. 2017, section 4.1), and the reconstruction loss behind
+// it.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/nn/image_input.hpp"
+#include "kernels/nn/losses.hpp"
+#include "layers.hpp"
+#include "quantizer.hpp"
+
+namespace vqlab {
+
+struct ImageShape {
+  int64_t height, width, channels;  // pixels; channels 1 or 3
+};
+
+class Model {
+ public:
+  // Declares everything and allocates nothing. `batch` images a pass; `images_per_epoch` bounds the latents
+  // that k-means waits for.
+  Model(const Config& config, const ImageShape& shape, int64_t batch, int64_t images_per_epoch, Mode mode);
+
+  // Bytes that allocate() will take, by name.
+  std::vector<std::pair<std::string, int64_t>> memory_budget();
+  // All memory, once, with initial weights drawn from config.seed in training.
+  void allocate(const Runtime& runtime);
+
+  // One pass, in order. images() is filled before; augmentation draws are keyed by epoch and place.
+  void load_images(bool augment, int64_t epoch, int64_t first_index, Stream stream);
+  void encode(Stream stream);
+  void quantize(Stream stream) { quantizer_->forward(stream); }
+  void decode(Stream stream) { decoder_.forward(stream); }
+  // loss and error of the reconstruction against the input, without the padding; in training also the
+  // gradient.
+  void measure_loss(Stream stream);
+  void backward(Stream stream);
+
+  // 1 / variance of the training pixels in [0, 1], for the loss mse_over_variance.
+  void set_variance(double variance);
+
+  const Config& config() const { return config_; }
+  const ImageShape& shape() const { return shape_; }
+  int64_t batch() const { return batch_; }
+  View<uint8_t> images() const { return images_; }          // (B, height, width, channels), on the device
+  View<const float> input() const { return input_.value; }  // (B, H, W, C), sides padded to the downsampling
+  View<const float> latents() const { return latents_.value; }                // (B, h, w, D)
+  View<const float> reconstruction() const { return reconstruction_.value; }  // (B, H, W, C)
+  View<const float> loss() const { return loss_; }                            // (1), scaled, as trained
+  View<const float> error() const { return error_; }  // (1), mean squared or absolute error
+  View<const float> squared_error() const {
+    return squared_error_;
+  }  // (B), sum over the pixels of each image
+  int64_t code_height() const { return padded(shape_.height) / config_.model.downsampling; }
+  int64_t code_width() const { return padded(shape_.width) / config_.model.downsampling; }
+  Quantizer& quantizer() { return *quantizer_; }
+  const Quantizer& quantizer() const { return *quantizer_; }
+  ParameterStore& parameters() { return parameters_; }
+  const ParameterStore& parameters() const { return parameters_; }
+
+ private:
+  void build_encoder();
+  void build_decoder();
+  void plan(Arena& arena);
+  int64_t padded(int64_t side) const;
+
+  const Config config_;
+  const ImageShape shape_;
+  const int64_t batch_;
+  const Mode mode_;
+  float loss_scale_ = 1.0f;
+  ParameterStore parameters_;
+  Sequential encoder_, decoder_;
+  std::unique_ptr<Quantizer> quantizer_;
+  Arena arena_;
+  View<uint8_t> images_;
+  Tensor input_, latents_, quantized_, reconstruction_;
+  View<float> loss_, error_, squared_error_, block_sums_;
+};
+
+// The largest training batch whose model fits into `bytes`; 0 if not even one image does.
+int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t bytes);
+
+}  // namespace vqlab

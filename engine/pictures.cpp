@@ -1,0 +1,103 @@
+#include "pictures.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "io/png.hpp"
+
+namespace vqlab {
+namespace {
+
+constexpr int64_t kGap = 2;  // pixels between the images of a grid
+
+std::array<uint8_t, 3> code_colour(int32_t code) {
+  // Steps of the golden ratio spread consecutive codes over the colour circle.
+  const double hue = std::fmod(0.618033988749895 * double(code), 1.0) * 6.0;
+  const double value = 0.95 - 0.15 * double(code % 3), saturation = 0.45 + 0.2 * double(code / 3 % 3);
+  std::array<uint8_t, 3> rgb{};
+  for (size_t c = 0; c < 3; ++c) {
+    const double k = std::fmod(5.0 - 2.0 * double(c) + hue, 6.0);
+    rgb[c] = uint8_t(255.0 * (value - value * saturation * std::max(0.0, std::min({k, 4.0 - k, 1.0}))));
+  }
+  return rgb;
+}
+
+class Grid {
+ public:
+  Grid(int64_t rows, int64_t columns, int64_t height, int64_t width)
+      : height_(height),
+        width_(width),
+        total_height_(rows * (height + kGap) - kGap),
+        total_width_(columns * (width + kGap) - kGap),
+        pixels_(size_t(total_height_ * total_width_ * 3), 255) {}
+  // Pastes an image of 1 or 3 channels.
+  void paste(int64_t row, int64_t column, const std::vector<uint8_t>& image, int64_t channels) {
+    for (int64_t y = 0; y < height_; ++y)
+      for (int64_t x = 0; x < width_; ++x)
+        for (int64_t c = 0; c < 3; ++c)
+          pixels_[size_t(((row * (height_ + kGap) + y) * total_width_ + column * (width_ + kGap) + x) * 3 +
+                         c)] = image[size_t((y * width_ + x) * channels + std::min(c, channels - 1))];
+  }
+  View<const uint8_t> view() const { return {pixels_.data(), {total_height_, total_width_, 3}}; }
+
+ private:
+  int64_t height_, width_, total_height_, total_width_;
+  std::vector<uint8_t> pixels_;
+};
+
+template <class T>
+std::vector<std::remove_const_t<T>> to_host(const View<T>& device, const Runtime& runtime) {
+  std::vector<std::remove_const_t<T>> values(static_cast<size_t>(device.size()));
+  runtime.download(values.data(), device.data, device.bytes(), runtime.compute());
+  runtime.synchronize(runtime.compute());
+  return values;
+}
+
+}  // namespace
+
+std::vector<uint8_t> to_bytes(const View<const float>& image, int64_t height, int64_t width) {
+  std::vector<uint8_t> bytes(size_t(height * width * image[2]));
+  for (int64_t y = 0; y < height; ++y)
+    for (int64_t i = 0; i < width * image[2]; ++i) {
+      const float value = image.data[y * image[1] * image[2] + i] + 0.5f;
+      bytes[size_t(y * width * image[2] + i)] = uint8_t(std::lround(255.0f * std::clamp(value, 0.0f, 1.0f)));
+    }
+  return bytes;
+}
+
+std::vector<uint8_t> code_map(const View<const int32_t>& codes, int64_t downsampling, int64_t height,
+                              int64_t width) {
+  std::vector<uint8_t> pixels(size_t(height * width * 3));
+  for (int64_t y = 0; y < height; ++y)
+    for (int64_t x = 0; x < width; ++x) {
+      const auto rgb = code_colour(codes.data[y / downsampling * codes[1] + x / downsampling]);
+      std::copy(rgb.begin(), rgb.end(), pixels.begin() + (y * width + x) * 3);
+    }
+  return pixels;
+}
+
+void write_grid(const std::string& path, const Model& model, const Runtime& runtime, int64_t count) {
+  const View<const float> x = model.input(), r = model.reconstruction();
+  const std::vector<float> input = to_host(x, runtime), output = to_host(r, runtime);
+  const View<int32_t> codes = model.quantizer().codes();
+  const bool with_codes = model.quantizer().codebook_size() > 0 && model.quantizer().initialised();
+  const std::vector<int32_t> code_values = with_codes ? to_host(codes, runtime) : std::vector<int32_t>();
+  const auto [height, width, channels] = model.shape();
+  count = std::min(count, model.batch());
+  Grid grid(with_codes ? 3 : 2, count, height, width);
+  const int64_t pixels = x[1] * x[2] * x[3];
+  for (int64_t i = 0; i < count; ++i) {
+    const auto image = [&](const std::vector<float>& values) {
+      return to_bytes({values.data() + i * pixels, {x[1], x[2], x[3]}}, height, width);
+    };
+    grid.paste(0, i, image(input), channels);
+    grid.paste(1, i, image(output), channels);
+    if (!with_codes) continue;
+    const View<const int32_t> map(code_values.data() + i * codes[1] * codes[2], {codes[1], codes[2]});
+    grid.paste(2, i, code_map(map, model.config().model.downsampling, height, width), 3);
+  }
+  write_png(path, grid.view(), {{"Software", "vqlab"}, {"vqlab config", to_toml(model.config())}});
+}
+
+}  // namespace vqlab

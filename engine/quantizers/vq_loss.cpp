@@ -1,0 +1,47 @@
+// The codebook is a parameter, trained by the gradient of the codebook loss.
+#include "engine/vector_quantizer.hpp"
+#include "kernels/codebook/ema_update.hpp"
+
+namespace vqlab {
+namespace {
+
+class LossQuantizer : public VectorQuantizer {
+ public:
+  explicit LossQuantizer(const QuantizerContext& context)
+      : VectorQuantizer(context),
+        parameters_(context.parameters),
+        codebook_weight_(context.config.loss.codebook_weight),
+        id_(parameters_.add("quantize.embedding.weight", {K_, D_}, 1.0f / float(K_))) {}
+  double codebook_loss_weight() const override { return quantizer_weight_ * codebook_weight_; }
+
+ private:
+  void learn_before_optimiser(Stream stream) override {
+    run(CodebookGradientOp{.d_codebook = parameters_.gradient(id_),
+                           .cluster_size = cluster_size_,
+                           .codebook = codebook_,
+                           .counts = counts_,
+                           .sums = sums_,
+                           .decay = float(decay_),
+                           .scale = gradient_scale(codebook_weight_)},
+        stream);
+  }
+  View<float> parameter() const override { return parameters_.weight(id_); }
+  View<float> moment1() const override { return parameters_.moment1(id_); }
+  View<float> moment2() const override { return parameters_.moment2(id_); }
+
+  ParameterStore& parameters_;
+  const double codebook_weight_;
+  const ParameterStore::Id id_;
+};
+
+}  // namespace
+
+extern const QuantizerEntry quantizer_vq_loss;
+const QuantizerEntry quantizer_vq_loss{
+    .name = "vq_loss",
+    .idea = "nearest code; the codebook is trained by the codebook loss",
+    .make = [](const QuantizerContext& context) -> std::unique_ptr<Quantizer> {
+      return std::make_unique<LossQuantizer>(context);
+    }};
+
+}  // namespace vqlab

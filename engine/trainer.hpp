@@ -1,0 +1,88 @@
+// One training step in ten rooms, and the state that a checkpoint must hold to repeat it.
+#pragma once
+
+#include <string>
+
+#include "feeder.hpp"
+#include "model.hpp"
+
+namespace vqlab {
+
+// What the last step measured, on the host.
+struct StepReport {
+  int64_t step = 0;             // steps done
+  double loss = 0.0;            // total, as trained
+  double reconstruction = 0.0;  // its reconstruction part
+  double commitment = 0.0;      // its commitment part, weighted
+  double error = 0.0;           // mean squared (or absolute) error in pixels of [0, 1]
+  double gradient_norm = 0.0;
+  double learning_rate = 0.0;
+  bool has_codebook = false;  // the next two are set
+  CodebookHealth health{};
+  int64_t replaced = 0;  // codes restarted in this step
+};
+
+class Trainer {
+ public:
+  // Trains on `images`. Nothing is allocated after the constructor. Throws Error(data) if they are fewer than
+  // a batch.
+  Trainer(const Config& config, const Runtime& runtime, const ImageRange& images);
+
+  // One step: the ten rooms. Throws Error(failed), with the tensor, when a value is not finite and on_nan is
+  // "stop", or in 100 consecutive steps.
+  void step();
+
+  // Of the last step. Waits for the device.
+  StepReport report() const;
+
+  int64_t steps_done() const { return step_; }
+  int64_t steps_per_epoch() const {
+    return images_.count() / config_.train.batch_size;
+  }  // the partial batch is dropped
+  int64_t total_steps() const { return config_.train.epochs * steps_per_epoch(); }
+  int64_t steps_skipped() const { return skipped_; }
+  Model& model() { return model_; }
+  double variance() const { return variance_; }  // of the training pixels in [0, 1]
+
+  // Continues after `step` steps; the model's tensors have been restored.
+  void resume_at(int64_t step, int64_t skipped);
+
+ private:
+  // The rooms.
+  void pick_pictures();      // 1
+  void fill_pinned_batch();  // 2
+  void upload_batch();       // 3
+  void encode();             // 4
+  void quantize();           // 5
+  void decode();             // 6
+  void measure_loss();       // 7
+  void compute_gradients();  // 8
+  void update();             // 9
+  void record();             // 10
+
+  void upload_step_state();
+  double learning_rate(int64_t step) const;
+  [[noreturn]] void fail_not_finite() const;
+  std::string first_bad_tensor() const;
+  template <class T>
+  T read(const View<T>& scalar) const;
+
+  const Config config_;
+  const Runtime& runtime_;
+  const ImageRange images_;
+  const Stream stream_;
+  Model model_;
+  Feeder feeder_;
+  double variance_ = 0.0;
+  int64_t step_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;
+
+  Slab slab_{"step scalars"};
+  View<StepState> state_;
+  View<float> squared_norm_, norm_block_sums_;
+  View<int32_t> poisoned_;
+};
+
+// Variance of all pixels of the images, in [0, 1] units: exact, by a histogram of the bytes.
+double pixel_variance(const ImageRange& images);
+
+}  // namespace vqlab

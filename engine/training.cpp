@@ -1,0 +1,298 @@
+#include "training.hpp"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+
+#include "checkpoint.hpp"
+#include "environment.hpp"
+#include "io/file.hpp"
+#include "pictures.hpp"
+
+namespace vqlab {
+namespace {
+
+constexpr int64_t kLogEverySteps = 50;
+constexpr int64_t kPictures = 8;  // columns of a picture grid
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+volatile std::sig_atomic_t caught_signal = 0;
+
+// While it lives, the first SIGINT or SIGTERM asks for a clean stop, the second ends the process at once.
+class StopSignals {
+ public:
+  StopSignals() {
+    caught_signal = 0;
+    struct sigaction action {};
+    action.sa_handler = [](int signal) {
+      if (caught_signal) _exit(128 + signal);
+      caught_signal = signal;
+    };
+    sigaction(SIGINT, &action, &interrupt_);
+    sigaction(SIGTERM, &action, &terminate_);
+  }
+  ~StopSignals() {
+    sigaction(SIGINT, &interrupt_, nullptr);
+    sigaction(SIGTERM, &terminate_, nullptr);
+  }
+  static int caught() { return caught_signal; }
+
+ private:
+  struct sigaction interrupt_ {
+  }, terminate_{};
+};
+
+// The state of one call of train().
+class Training {
+ public:
+  Training(const TrainOptions& options, TrainObserver& observer);
+  TrainResult run();
+
+ private:
+  void open_new();
+  void open_existing();
+  bool finished();
+  void log(const StepReport& report);
+  void evaluate_epoch(int64_t epoch);
+  void write_pictures();
+  void save();
+  bool epoch_ends() const { return trainer_.steps_done() % trainer_.steps_per_epoch() == 0; }
+  bool evaluation_due(int64_t epoch) const;
+  double images_per_second() const;
+
+  const TrainOptions options_;
+  const Config& config_ = options_.config;
+  TrainObserver& observer_;
+  const Clock::time_point start_ = Clock::now();
+  const Runtime runtime_;
+  const TrainingData data_;
+  Trainer trainer_;
+  const int64_t end_step_;
+  std::unique_ptr<RunDirectory> directory_;
+  std::unique_ptr<AppendFile> metrics_;
+  TrainingProgress progress_;
+  bool newest_is_best_ = false;
+  int64_t saved_step_ = -1, first_step_ = 0;
+  double step_seconds_ = 0.0;
+  TrainResult result_;
+};
+
+Training::Training(const TrainOptions& options, TrainObserver& observer)
+    : options_(options),
+      observer_(observer),
+      runtime_(config_.device, int(config_.threads)),
+      data_(load_training_data(config_)),
+      trainer_(config_, runtime_, data_.training()),
+      end_step_(std::min(trainer_.total_steps(), options.max_steps.value_or(trainer_.total_steps()))) {
+  observer.note(runtime_.note());
+  observer.note(fmt::format("data: {} training and {} validation images of {}x{}x{}",
+                            data_.training().count(), data_.validation().count(), data_.set.height,
+                            data_.set.width, data_.set.channels));
+  for (const std::string& line : describe_memory(config_, trainer_.model().shape(), data_.training().count()))
+    observer.note(line);
+  directory_ = std::make_unique<RunDirectory>(options_.run, options_.access);
+  options_.access == RunAccess::resume ? open_existing() : open_new();
+}
+
+void Training::open_new() {
+  const RunDirectory& run = *directory_;
+  try {
+    std::filesystem::create_directories(run / "ckpt");
+    std::filesystem::create_directories(run / "samples");
+    write_file_durably(run / "command.txt", options_.command + "\n");
+    write_file_durably(run / "env.json", environment(runtime_).dump(2) + "\n");
+    metrics_ = std::make_unique<AppendFile>(run / "metrics.jsonl");
+    save();
+    write_file_durably(run / "config.toml", to_toml(config_));  // last: what has it can be resumed
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove_all(options_.run, ignored);  // a half-made run is of no use
+    throw;
+  }
+}
+
+void Training::open_existing() {
+  const Checkpoint checkpoint(options_.run, "last");
+  for (const std::string& line : checkpoint.warnings()) observer_.warning(line);
+  const DataFacts& facts = checkpoint.facts();
+  if (facts.training_images != data_.training().count() || facts.variance != trainer_.variance())
+    throw Error(ErrorKind::data, "the training images are not those that the run started with",
+                "restore the data, or start a new run", config_.data.path);
+  checkpoint.restore(trainer_.model(), runtime_);
+  progress_ = checkpoint.progress();
+  trainer_.resume_at(progress_.step, progress_.skipped);
+  first_step_ = saved_step_ = progress_.step;
+  result_.weights_sha256 = checkpoint.weights_sha256();
+  metrics_ = std::make_unique<AppendFile>(options_.run + "/metrics.jsonl", progress_.metrics_bytes);
+  observer_.note(fmt::format("resumed at step {} from {}", progress_.step, checkpoint.directory()));
+}
+
+TrainResult Training::run() {
+  const StopSignals signals;
+  while (!finished()) {
+    const Clock::time_point step_start = Clock::now();
+    trainer_.step();
+    step_seconds_ += seconds_since(step_start);
+    const int64_t step = trainer_.steps_done();
+    if (step % kLogEverySteps == 0 || epoch_ends() || step == end_step_) log(trainer_.report());
+    const int64_t epoch = step / trainer_.steps_per_epoch();
+    if (epoch_ends() && evaluation_due(epoch)) evaluate_epoch(epoch);
+    if (step % config_.checkpoint.every_steps == 0 || newest_is_best_) save();
+  }
+  if (saved_step_ != trainer_.steps_done()) save();
+  metrics_->sync();
+  result_.run = options_.run;
+  result_.steps = trainer_.steps_done();
+  result_.epochs = double(result_.steps) / double(trainer_.steps_per_epoch());
+  result_.images_per_second = images_per_second();
+  result_.device = runtime_.device_name();
+  struct rusage usage {};
+  getrusage(RUSAGE_SELF, &usage);
+  result_.peak_bytes = int64_t(usage.ru_maxrss) * 1024;
+  result_.seconds = seconds_since(start_);
+  return result_;
+}
+
+// Sets stopped_by when it returns true.
+bool Training::finished() {
+  if (config_.train.patience > 0 && progress_.without_improvement >= config_.train.patience)
+    result_.stopped_by = "patience";
+  else if (trainer_.steps_done() >= trainer_.total_steps())
+    result_.stopped_by = "epochs";
+  else if (trainer_.steps_done() >= end_step_)
+    result_.stopped_by = "max_steps";
+  else if ((result_.signal = StopSignals::caught()) != 0)
+    result_.stopped_by = "signal";
+  return !result_.stopped_by.empty();
+}
+
+double Training::images_per_second() const {
+  const int64_t images = (trainer_.steps_done() - first_step_) * config_.train.batch_size;
+  return step_seconds_ > 0.0 ? double(images) / step_seconds_ : 0.0;
+}
+
+void Training::log(const StepReport& r) {
+  Json line = Json::object();
+  line["kind"] = "step";
+  line["step"] = r.step;
+  line["loss"] = r.loss;
+  line["reconstruction"] = r.reconstruction;
+  line["commitment"] = r.commitment;
+  line["error"] = r.error;
+  line["gradient_norm"] = r.gradient_norm;
+  line["learning_rate"] = r.learning_rate;
+  line["skipped"] = trainer_.steps_skipped();
+  if (r.has_codebook) {
+    line["codes_used"] = int64_t(r.health.used);
+    line["perplexity"] = double(r.health.perplexity);
+    line["dead"] = int64_t(r.health.dead);
+    line["age"] = double(r.health.mean_age);
+    line["norm"] = double(r.health.mean_norm);
+    line["drift"] = double(r.health.drift);
+    line["replaced"] = r.replaced;
+  }
+  line["images_per_second"] = images_per_second();
+  metrics_->write_line(line.dump());
+  const double per_step = step_seconds_ / double(r.step - first_step_);
+  observer_.on_step(r, end_step_, images_per_second(), per_step * double(end_step_ - r.step));
+  result_.final_step = r;
+}
+
+bool Training::evaluation_due(int64_t epoch) const {
+  return epoch % config_.evaluate.every_epochs == 0 || epoch == config_.train.epochs;
+}
+
+void Training::evaluate_epoch(int64_t epoch) {
+  if (data_.validation_images > 0) {
+    const Evaluation e = evaluate(trainer_.model(), runtime_, data_.validation(), trainer_.variance());
+    ++progress_.evaluations;
+    newest_is_best_ = !progress_.best_mse || e.mse < *progress_.best_mse;
+    progress_.without_improvement = newest_is_best_ ? 0 : progress_.without_improvement + 1;
+    if (newest_is_best_) {
+      progress_.best_mse = e.mse;
+      progress_.best_step = trainer_.steps_done();
+    }
+    Json line = Json::object();
+    line["kind"] = "evaluation";
+    line["step"] = trainer_.steps_done();
+    line["epoch"] = epoch;
+    line["split"] = "validation";
+    for (const auto& [key, value] : e.to_json().members()) line[key] = value;
+    metrics_->write_line(line.dump());
+    metrics_->sync();
+    observer_.on_evaluation(epoch, e, newest_is_best_);
+  }
+  write_pictures();
+}
+
+// Of the first validation images, or of the first training images if none are held back.
+void Training::write_pictures() {
+  ImageRange first = data_.validation_images > 0 ? data_.validation() : data_.training();
+  first.end = first.begin + std::min(first.count(), kPictures);
+  evaluate(trainer_.model(), runtime_, first, trainer_.variance(), /*with_ssim=*/false);
+  write_grid(options_.run + fmt::format("/samples/step-{:08}.png", trainer_.steps_done()), trainer_.model(),
+             runtime_, first.count());
+}
+
+void Training::save() {
+  metrics_->sync();
+  progress_.step = trainer_.steps_done();
+  progress_.skipped = trainer_.steps_skipped();
+  progress_.metrics_bytes = metrics_->size();
+  const DataFacts facts{.shape = trainer_.model().shape(),
+                        .training_images = data_.training().count(),
+                        .variance = trainer_.variance()};
+  const bool is_best = newest_is_best_ || data_.validation_images == 0 || progress_.step == 0;
+  result_.weights_sha256 = save_checkpoint(options_.run, runtime_, trainer_.model(), progress_, facts,
+                                           is_best, config_.checkpoint.keep);
+  saved_step_ = progress_.step;
+  newest_is_best_ = false;
+}
+
+}  // namespace
+
+TrainingData load_training_data(const Config& config) {
+  TrainingData data{.set = load_image_set(config.data.kind, config.data.path, Split::train),
+                    .validation_images = config.data.validation};
+  if (config.data.validation >= data.set.count)
+    throw Error(ErrorKind::usage,
+                fmt::format("data.validation = {} leaves none of the {} images to train on",
+                            config.data.validation, data.set.count),
+                "lower data.validation", "data.validation");
+  if (config.data.shift >= std::min(data.set.height, data.set.width))
+    throw Error(ErrorKind::usage,
+                fmt::format("data.shift = {} shifts images of {}x{} out of sight", config.data.shift,
+                            data.set.height, data.set.width),
+                "lower data.shift", "data.shift");
+  return data;
+}
+
+std::vector<std::string> describe_memory(const Config& config, const ImageShape& shape,
+                                         int64_t images_per_epoch) {
+  Model model(config, shape, config.train.batch_size, images_per_epoch, Mode::training);
+  std::vector<std::string> lines = {fmt::format("model: {} parameters", model.parameters().count())};
+  std::string parts;
+  int64_t total = 0;
+  for (const auto& [name, bytes] : model.memory_budget()) {
+    parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", name, format_bytes(bytes));
+    total += bytes;
+  }
+  lines.push_back(fmt::format("memory: {} ({})", format_bytes(total), parts));
+  const int64_t available = available_bytes(Device::cpu);
+  lines.push_back(fmt::format("largest batch in {} of available memory: {}", format_bytes(available),
+                              largest_batch(config, shape, available)));
+  return lines;
+}
+
+TrainResult train(const TrainOptions& options, TrainObserver& observer) {
+  return Training(options, observer).run();
+}
+
+}  // namespace vqlab

@@ -1,0 +1,65 @@
+// A whole training run: data, trainer, evaluation, checkpoints, metrics, signals.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "evaluate.hpp"
+#include "run_directory.hpp"
+#include "trainer.hpp"
+
+namespace vqlab {
+
+// The training images of a config, split into what is trained on and what is held back for validation.
+struct TrainingData {
+  ImageSet set;
+  ImageRange training() const { return {&set, 0, set.count - validation_images}; }
+  ImageRange validation() const { return {&set, set.count - validation_images, set.count}; }
+  int64_t validation_images = 0;
+};
+// Throws Error(data) on missing or damaged files, Error(usage) if validation leaves nothing to train on.
+TrainingData load_training_data(const Config& config);
+
+struct TrainOptions {
+  Config config;
+  std::string run;  // directory
+  RunAccess access = RunAccess::create;
+  std::optional<int64_t> max_steps;  // counted from step 0
+  std::string command;               // for command.txt
+};
+
+// What the user is told while it runs.
+class TrainObserver {
+ public:
+  virtual ~TrainObserver() = default;
+  virtual void note(const std::string& line) = 0;  // a line about the run as a whole
+  virtual void warning(const std::string& line) = 0;
+  // After each step that was logged; images_per_second counts training steps alone, eta is of the whole run.
+  virtual void on_step(const StepReport& report, int64_t end_step, double images_per_second,
+                       double eta_seconds) = 0;
+  virtual void on_evaluation(int64_t epoch, const Evaluation& evaluation, bool is_best) = 0;
+};
+
+struct TrainResult {
+  std::string run;
+  int64_t steps = 0;  // done since step 0
+  double epochs = 0.0;
+  double seconds = 0.0;            // wall, of this call
+  double images_per_second = 0.0;  // training steps of this call alone: no evaluation, checkpoint or log
+  int64_t peak_bytes = 0;          // largest resident set of the process
+  std::string device;
+  std::string weights_sha256;  // of the last checkpoint's model.safetensors
+  std::optional<StepReport> final_step;
+  std::string stopped_by;  // epochs | max_steps | patience | signal
+  int signal = 0;          // the signal, if that was it
+};
+
+// Runs or continues a run. Throws whatever its parts throw; what was checkpointed stays.
+TrainResult train(const TrainOptions& options, TrainObserver& observer);
+
+// Lines of the memory budget of a training run, with the largest batch that would fit into what is available.
+std::vector<std::string> describe_memory(const Config& config, const ImageShape& shape,
+                                         int64_t images_per_epoch);
+
+}  // namespace vqlab

@@ -1,0 +1,231 @@
+#include "vector_quantizer.hpp"
+
+#include <limits>
+
+#include "kernels/codebook/cluster_sums.hpp"
+#include "kernels/codebook/kmeans.hpp"
+#include "kernels/codebook/lookup.hpp"
+#include "kernels/codebook/restart.hpp"
+#include "kernels/codebook/straight_through.hpp"
+#include "kernels/core/copy.hpp"
+
+namespace vqlab {
+namespace {
+
+constexpr int kKMeansRounds = 8;
+
+// Latents that k-means starts from: at least 40960 and 10 a code, but no more than an epoch has; whole
+// batches.
+int64_t reservoir_rows(int64_t K, int64_t per_step, int64_t per_epoch) {
+  const int64_t wanted = std::min(std::max<int64_t>(40960, 10 * K), std::max(per_epoch, per_step));
+  return (wanted + per_step - 1) / per_step * per_step;
+}
+
+}  // namespace
+
+VectorQuantizer::VectorQuantizer(const QuantizerContext& context)
+    : K_(context.config.quantizer.codebook_size),
+      D_(context.config.quantizer.dim),
+      decay_(context.config.quantizer.decay),
+      quantizer_weight_(context.config.loss.quantizer_weight),
+      commitment_weight_(context.config.loss.commitment_weight),
+      mode_(context.mode),
+      seed_(uint64_t(context.config.seed)),
+      restart_threshold_(float(context.config.quantizer.restart_threshold)),
+      restart_every_(context.config.quantizer.restart_every),
+      latents_per_step_(context.latents_per_step),
+      reservoir_rows_(reservoir_rows(K_, context.latents_per_step, context.latents_per_epoch)),
+      from_data_(context.config.quantizer.initialisation == "kmeans"),
+      own_codebook_(context.config.quantizer.kind != "vq_loss"),
+      initialised_(!from_data_) {}
+
+void VectorQuantizer::take_state(Slab& slab) {
+  if (own_codebook_) codebook_ = slab.take<float>({K_, D_});
+  first_bad_row_ = slab.take<int32_t>({1});
+  distance_ = slab.take<float>({1});
+  if (mode_ == Mode::inference) return;
+  cluster_size_ = slab.take<float>({K_});
+  cluster_sum_ = slab.take<float>({K_, D_});
+  counts_ = slab.take<int32_t>({K_});
+  sums_ = slab.take<float>({K_, D_});
+  replaced_ = slab.take<int32_t>({1});
+  age_ = slab.take<int32_t>({K_});
+  previous_ = slab.take<float>({K_, D_});
+  health_scratch_ = slab.take<float>({2 * K_});
+  health_ = slab.take<CodebookHealth>({1});
+  batches_collected_ = slab.take<int32_t>({1});
+  if (from_data_) reservoir_ = slab.take<float>({reservoir_rows_, D_});
+}
+
+int64_t VectorQuantizer::state_bytes() {
+  Slab measure("measure");
+  take_state(measure);
+  return measure.bytes();
+}
+
+void VectorQuantizer::allocate(const Runtime& runtime) {
+  take_state(slab_);
+  slab_.allocate(runtime);
+  take_state(slab_);
+  if (!own_codebook_) codebook_ = parameter();
+  if (mode_ == Mode::inference) return;
+  // Counts of 1 and sums of one code each: what an average needs so that an unused code keeps its place.
+  const std::vector<float> ones(size_t(K_), 1.0f);
+  runtime.upload(cluster_size_.data, ones.data(), cluster_size_.bytes(), runtime.compute());
+  if (own_codebook_) {
+    const RandomKey key{.seed = seed_, .use = RandomUse::codebook};
+    std::vector<float> codes(size_t(K_ * D_));
+    for (size_t i = 0; i < codes.size(); ++i) codes[i] = (2.0f * random_uniform(key, i) - 1.0f) / float(K_);
+    runtime.upload(codebook_.data, codes.data(), codebook_.bytes(), runtime.compute());
+  }
+  run(CopyOp{.output = cluster_sum_, .input = codebook_}, runtime.compute());
+  run(CopyOp{.output = previous_, .input = codebook_}, runtime.compute());
+  runtime.synchronize(runtime.compute());
+}
+
+Tensor VectorQuantizer::plan(Arena& arena, const Tensor& latents, Mode mode) {
+  latents_ = latents;
+  const View<float>& z = latents.value;
+  const int64_t N = z.rows()[0];
+  quantized_.value = arena.take<float>({z[0], z[1], z[2], z[3]});
+  quantized_.gradient = latents.gradient;  // the straight-through backward works in place
+  codes_ = arena.take<int32_t>({z[0], z[1], z[2]});
+  block_sums_ = arena.take<float>({sum_blocks(z.size())});
+  int64_t bytes = lookup_scratch_bytes(N, K_, D_);
+  if (mode == Mode::training) {
+    bytes = std::max(bytes, cluster_sums_scratch_bytes(N, K_));
+    if (from_data_) bytes = std::max(bytes, kmeans_scratch_bytes(reservoir_rows_, K_, D_));
+  }
+  scratch_ = arena.scratch(bytes);
+  return quantized_;
+}
+
+float VectorQuantizer::gradient_scale(double weight) const {
+  return float(2.0 * quantizer_weight_ * weight / double(latents_.value.size()));
+}
+
+void VectorQuantizer::forward(Stream stream) {
+  if (!initialised_) {
+    run(CopyOp{.output = quantized_.value, .input = latents_.value}, stream);
+    return;
+  }
+  const View<float> latents = latents_.value.rows();
+  const View<int32_t> codes(codes_.data, {codes_.size()});
+  run(LookupOp{.codes = codes,
+               .first_bad_row = first_bad_row_,
+               .latents = latents,
+               .codebook = codebook_,
+               .scratch = scratch_},
+      stream);
+  run(StraightThroughOp{.quantized = quantized_.value.rows(),
+                        .distance = distance_,
+                        .latents = latents,
+                        .codebook = codebook_,
+                        .codes = codes,
+                        .block_sums = block_sums_},
+      stream);
+}
+
+void VectorQuantizer::collect(Stream stream) {
+  if (!initialised_) return;
+  run(ClusterSumsOp{.counts = counts_,
+                    .sums = sums_,
+                    .latents = latents_.value.rows(),
+                    .codes = View<int32_t>(codes_.data, {codes_.size()}),
+                    .scratch = scratch_},
+      stream);
+}
+
+void VectorQuantizer::backward(Stream stream) {
+  if (!initialised_) return;
+  run(StraightThroughBackwardOp{.d_latents = latents_.gradient.rows(),
+                                .d_quantized = quantized_.gradient.rows(),
+                                .latents = latents_.value.rows(),
+                                .codebook = codebook_,
+                                .codes = View<int32_t>(codes_.data, {codes_.size()}),
+                                .commitment_scale = gradient_scale(commitment_weight_)},
+      stream);
+  learn_before_optimiser(stream);
+}
+
+void VectorQuantizer::update(const UpdateContext& context, Stream stream) {
+  if (!initialised_) return collect_first_latents(context, stream);
+  learn_after_optimiser(context, stream);
+  run(RestartOp{.codebook = codebook_,
+                .cluster_size = cluster_size_,
+                .cluster_sum = cluster_sum_,
+                .moment1 = moment1(),
+                .moment2 = moment2(),
+                .replaced = replaced_,
+                .latents = latents_.value.rows(),
+                .state = context.state,
+                .poisoned = context.poisoned,
+                .threshold = restart_threshold_,
+                .every = restart_every_,
+                .seed = seed_},
+      stream);
+  run(CodebookHealthOp{.health = health_,
+                       .age = age_,
+                       .previous = previous_,
+                       .codebook = codebook_,
+                       .counts = counts_,
+                       .cluster_size = cluster_size_,
+                       .threshold = restart_threshold_,
+                       .scratch = health_scratch_},
+      stream);
+}
+
+// The only place in a step where the host waits for the device, in the first few steps of a run.
+void VectorQuantizer::collect_first_latents(const UpdateContext& context, Stream stream) {
+  int32_t poisoned = 0, batches = 0;
+  context.runtime.download(&poisoned, context.poisoned.data, sizeof poisoned, stream);
+  context.runtime.download(&batches, batches_collected_.data, sizeof batches, stream);
+  context.runtime.synchronize(stream);
+  if (poisoned) return;
+  const View<float> latents = latents_.value.rows();
+  run(CopyOp{.output = View<float>(reservoir_.data + batches * latents.size(), {latents[0], D_}),
+             .input = latents},
+      stream);
+  ++batches;
+  context.runtime.upload(batches_collected_.data, &batches, sizeof batches, stream);
+  context.runtime.synchronize(stream);
+  if (batches * latents_per_step_ < reservoir_rows_) return;
+  run(KMeansOp{.codebook = codebook_,
+               .cluster_size = cluster_size_,
+               .cluster_sum = cluster_sum_,
+               .first_bad_row = first_bad_row_,
+               .latents = reservoir_,
+               .key = {.seed = seed_, .use = RandomUse::kmeans},
+               .rounds = kKMeansRounds,
+               .scratch = scratch_},
+      stream);
+  run(CopyOp{.output = previous_, .input = codebook_}, stream);
+  initialised_ = true;
+}
+
+void VectorQuantizer::decode(Stream stream) {
+  run(StraightThroughOp{.quantized = quantized_.value.rows(),
+                        .distance = distance_,
+                        .latents = latents_.value.rows(),
+                        .codebook = codebook_,
+                        .codes = View<int32_t>(codes_.data, {codes_.size()}),
+                        .block_sums = block_sums_},
+      stream);
+}
+
+std::vector<StateTensor> VectorQuantizer::training_state() {
+  std::vector<StateTensor> state = {{"quantize.ema.cluster_size", cluster_size_, {}},
+                                    {"quantize.ema.embed_avg", cluster_sum_, {}},
+                                    {"quantize.age", {}, age_}};
+  if (!initialised_) {
+    state.push_back({"quantize.first_latents", reservoir_, {}});
+    state.push_back({"quantize.first_latents.batches", {}, batches_collected_});
+  }
+  return state;
+}
+
+void VectorQuantizer::restored(const Runtime& runtime) {
+  if (mode_ == Mode::training) run(CopyOp{.output = previous_, .input = codebook_}, runtime.compute());
+}
+
+}  // namespace vqlab

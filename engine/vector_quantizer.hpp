@@ -1,0 +1,75 @@
+// What vq_ema and vq_loss share: lookup, straight-through gradient, k-means initialisation, restart, health.
+#pragma once
+
+#include "quantizer.hpp"
+
+namespace vqlab {
+
+class VectorQuantizer : public Quantizer {
+ public:
+  int64_t state_bytes() override;
+  void allocate(const Runtime& runtime) override;
+  Tensor plan(Arena& arena, const Tensor& latents, Mode mode) override;
+  void forward(Stream stream) override;
+  void collect(Stream stream) override;
+  void backward(Stream stream) override;
+  void update(const UpdateContext& context, Stream stream) override;
+  void decode(Stream stream) override;
+
+  int64_t codebook_size() const override { return K_; }
+  View<int32_t> codes() const override { return codes_; }
+  View<const float> codebook() const override { return codebook_; }
+  View<const float> distance() const override { return distance_; }
+  double commitment_loss_weight() const override { return quantizer_weight_ * commitment_weight_; }
+  View<const int32_t> first_bad_row() const override { return first_bad_row_; }
+  View<const CodebookHealth> health() const override { return health_; }
+  View<const int32_t> replaced() const override { return replaced_; }
+  bool initialised() const override { return initialised_; }
+  std::vector<StateTensor> training_state() override;
+  void set_initialised(bool initialised) override { initialised_ = initialised; }
+  void restored(const Runtime& runtime) override;
+
+ protected:
+  explicit VectorQuantizer(const QuantizerContext& context);
+
+  // How the codebook learns: by a gradient that the optimiser then applies, or by averages after it.
+  virtual void learn_before_optimiser(Stream) {}
+  virtual void learn_after_optimiser(const UpdateContext&, Stream) {}
+  // The codebook, if it is not part of the quantizer's own state, and its Adam moments.
+  virtual View<float> parameter() const { return {}; }
+  virtual View<float> moment1() const { return {}; }
+  virtual View<float> moment2() const { return {}; }
+
+  // 2 * quantizer_weight * weight / (N * D): the factor of a mean squared distance's gradient.
+  float gradient_scale(double weight) const;
+
+  const int64_t K_, D_;
+  const double decay_, quantizer_weight_, commitment_weight_;
+  View<float> codebook_;                    // (K, D)
+  View<float> cluster_size_, cluster_sum_;  // (K), (K, D)
+  View<int32_t> counts_;                    // (K), of the batch
+  View<float> sums_;                        // (K, D), of the batch
+  Tensor latents_, quantized_;
+
+ private:
+  void take_state(Slab& slab);
+  void collect_first_latents(const UpdateContext& context, Stream stream);
+
+  const Mode mode_;
+  const uint64_t seed_;
+  const float restart_threshold_;
+  const int64_t restart_every_;
+  const int64_t latents_per_step_, reservoir_rows_;
+  const bool from_data_;     // the codebook starts from k-means
+  const bool own_codebook_;  // and is not a parameter
+  bool initialised_;
+
+  Slab slab_{"codebook state"};
+  View<int32_t> codes_, first_bad_row_, replaced_, age_, batches_collected_;
+  View<float> distance_, block_sums_, previous_, health_scratch_;
+  View<CodebookHealth> health_;
+  View<float> reservoir_;  // (R, D), the first latents, for k-means
+  View<std::byte> scratch_;
+};
+
+}  // namespace vqlab

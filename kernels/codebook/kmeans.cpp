@@ -1,0 +1,68 @@
+#include "kmeans.hpp"
+
+#include <cstring>
+
+#include "cluster_sums.hpp"
+#include "lookup.hpp"
+
+namespace vqlab {
+namespace {
+
+// The scratch of one call, cut into its parts; every part starts at a multiple of 64 bytes.
+struct Parts {
+  int64_t codes, counts, sums, work, end;
+  Parts(int64_t N, int64_t K, int64_t D) {
+    const auto after = [](int64_t offset, int64_t bytes) { return (offset + bytes + 63) / 64 * 64; };
+    codes = 64;  // room to align the start
+    counts = after(codes, N * 4);
+    sums = after(counts, K * 4);
+    work = after(sums, K * D * 4);
+    end = after(work, std::max(lookup_scratch_bytes(N, K, D), cluster_sums_scratch_bytes(N, K)));
+  }
+};
+
+}  // namespace
+
+int64_t kmeans_scratch_bytes(int64_t N, int64_t K, int64_t D) { return Parts(N, K, D).end; }
+
+void KMeansOp::check() const {
+  VQ_REQUIRE(codebook.rank == 2 && latents.rank == 2 && latents[1] == codebook[1] && latents[0] >= 1,
+             "kmeans: codebook {} and latents {} disagree", codebook.shape(), latents.shape());
+  VQ_REQUIRE(
+      cluster_size.size() == codebook[0] && same_shape(cluster_sum, codebook) && first_bad_row.size() == 1,
+      "kmeans: cluster_size {} or cluster_sum {} does not fit codebook {}", cluster_size.shape(),
+      cluster_sum.shape(), codebook.shape());
+  VQ_REQUIRE(rounds >= 1, "kmeans: {} rounds", rounds);
+  VQ_REQUIRE(scratch.size() >= kmeans_scratch_bytes(latents[0], codebook[0], codebook[1]),
+             "kmeans: scratch of {} bytes", scratch.size());
+}
+
+void run_cpu(const KMeansOp& op) {
+  const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1];
+  const Parts parts(N, K, D);
+  std::byte* base = op.scratch.data + (64 - reinterpret_cast<uintptr_t>(op.scratch.data) % 64) % 64 - 64;
+  const View<int32_t> codes(reinterpret_cast<int32_t*>(base + parts.codes), {N});
+  const View<int32_t> counts(reinterpret_cast<int32_t*>(base + parts.counts), {K});
+  const View<float> sums(reinterpret_cast<float*>(base + parts.sums), {K, D});
+  const View<std::byte> work(base + parts.work, {parts.end - parts.work});
+
+  const Permutation rows(op.key, uint64_t(N));
+  for (int64_t k = 0; k < K; ++k)
+    std::memcpy(op.codebook.data + k * D, op.latents.data + int64_t(rows(uint64_t(k % N))) * D,
+                size_t(D) * sizeof(float));
+  const Stream cpu;
+  for (int round = 0; round < op.rounds; ++round) {
+    run(LookupOp{codes, op.first_bad_row, op.latents, op.codebook, work}, cpu);
+    run(ClusterSumsOp{counts, sums, op.latents, codes, work}, cpu);
+    for (int64_t k = 0; k < K; ++k)
+      if (const int32_t count = counts.data[k]; count > 0)
+        for (int64_t d = 0; d < D; ++d) op.codebook.data[k * D + d] = sums.data[k * D + d] / float(count);
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    op.cluster_size.data[k] = float(counts.data[k]);
+    for (int64_t d = 0; d < D; ++d)
+      op.cluster_sum.data[k * D + d] = float(counts.data[k]) * op.codebook.data[k * D + d];
+  }
+}
+
+}  // namespace vqlab

@@ -1,0 +1,31 @@
+// k-means initialisation of a codebook (Lloyd's algorithm) from the first latents of a training run.
+#pragma once
+
+#include "../core/op.hpp"
+#include "../core/random.hpp"
+
+namespace vqlab {
+
+// K distinct latents (with repetition if N < K), then `rounds` of: nearest code, mean; an empty cluster keeps
+// its place. cluster_size and cluster_sum come out as the counts of the last assignment and the means times
+// these counts.
+struct KMeansOp {
+  View<float> codebook;         // (K, D), out
+  View<float> cluster_size;     // (K), out
+  View<float> cluster_sum;      // (K, D), out
+  View<int32_t> first_bad_row;  // (1), as in LookupOp
+  View<const float> latents;    // (N, D)
+  RandomKey key;                // use = kmeans
+  int rounds;                   // >= 1
+  View<std::byte> scratch;      // kmeans_scratch_bytes(N, K, D)
+
+  // Throws Error(failed) on shapes that disagree or too little scratch.
+  void check() const;
+};
+
+int64_t kmeans_scratch_bytes(int64_t N, int64_t K, int64_t D);
+
+void run_cpu(const KMeansOp& op);
+void run_cuda(const KMeansOp& op, Stream stream);
+
+}  // namespace vqlab

@@ -1,0 +1,168 @@
+#include "conv2d.hpp"
+
+#include <limits>
+
+#include "../core/parallel.hpp"
+#include "conv_pass.hpp"
+
+namespace vqlab {
+namespace {
+
+int64_t shard_count(int64_t batch) { return (batch + kConvShard - 1) / kConvShard; }
+
+// Calls run(shard, its first image, its images, worker) in parallel.
+template <class Run>
+void for_each_shard(int64_t batch, const Run& run) {
+  parallel_for(shard_count(batch), [&](int64_t shard, int worker) {
+    const int64_t first = shard * kConvShard;
+    run(shard, first, std::min(kConvShard, batch - first), worker);
+  });
+}
+
+ConvSides conv_sides(const ConvGeometry& g, const View<const float>& input, const View<const float>& output) {
+  const bool normal = g.kind == ConvKind::normal;
+  const View<const float>&large = normal ? input : output, &small = normal ? output : input;
+  return {.large = {large[1], large[2], large[3]},
+          .small = {small[1], small[2], small[3]},
+          .kernel = g.kernel,
+          .stride = g.stride,
+          .padding = g.padding};
+}
+
+bool scatters(const ConvSides& sides, Direction direction) {
+  return direction == Direction::to_large && sides.large.c <= ScatterPass::kFewChannels;
+}
+
+int64_t convolve_bytes(const ConvSides& sides, Direction direction) {
+  ScratchCutter scratch({});
+  if (scatters(sides, direction))
+    ScatterPass(sides, scratch);
+  else
+    SidePass(sides, direction, scratch);
+  return scratch.bytes();
+}
+
+int64_t weight_gradient_bytes(const ConvSides& sides, int64_t output_channels, int64_t batch) {
+  ScratchCutter scratch({});
+  WeightPass(sides, shard_count(batch), scratch);
+  BiasPass(output_channels, shard_count(batch), scratch);
+  return scratch.bytes();
+}
+
+// output = activation(convolution of input in this direction + bias)
+void convolve(const ConvSides& sides, Direction direction, const View<float>& output,
+              const View<const float>& input, const View<const float>& weight, const View<const float>& bias,
+              Activation activation, const View<std::byte>& scratch) {
+  ScratchCutter cutter(scratch);
+  const int64_t batch = input[0], input_size = input.size() / batch, output_size = output.size() / batch;
+  const auto run_shards = [&](const auto& pass) {
+    pass.prepare(weight.data, bias);
+    for_each_shard(batch, [&](int64_t, int64_t first, int64_t images, int worker) {
+      pass.run(output.data + first * output_size, input.data + first * input_size, images,
+               activation == Activation::relu, worker);
+    });
+  };
+  if (scatters(sides, direction))
+    run_shards(ScatterPass(sides, cutter));
+  else
+    run_shards(SidePass(sides, direction, cutter));
+}
+
+Direction forward_direction(const ConvGeometry& g) {
+  return g.kind == ConvKind::normal ? Direction::to_small : Direction::to_large;
+}
+Direction backward_direction(const ConvGeometry& g) {
+  return g.kind == ConvKind::normal ? Direction::to_large : Direction::to_small;
+}
+
+void check_shapes(const char* what, const ConvGeometry& g, const View<const float>& input,
+                  const View<const float>& output, const View<const float>& weight,
+                  const View<const float>& bias) {
+  VQ_REQUIRE(g.kernel >= 1 && g.kernel <= 15 && g.stride >= 1 && g.stride <= g.kernel && g.padding >= 0 &&
+                 g.padding < g.kernel,
+             "{}: kernel {}, stride {} or padding {} is out of range", what, g.kernel, g.stride, g.padding);
+  const bool normal = g.kind == ConvKind::normal;
+  const auto side_fits = [&](int64_t in, int64_t out) {
+    const int64_t large = normal ? in : out;  // what the kernel moves over
+    return in >= 1 && out >= 1 && large + 2 * g.padding >= g.kernel && out == g.output_side(in);
+  };
+  VQ_REQUIRE(input.rank == 4 && output.rank == 4 && input[0] >= 1 && output[0] == input[0] && input[3] >= 1 &&
+                 output[3] >= 1 && side_fits(input[1], output[1]) && side_fits(input[2], output[2]),
+             "{}: output {} does not follow from input {} by kernel {}, stride {}, padding {}", what,
+             output.shape(), input.shape(), g.kernel, g.stride, g.padding);
+  VQ_REQUIRE(weight.rank == 4 && weight[0] == (normal ? output[3] : input[3]) && weight[1] == g.kernel &&
+                 weight[2] == g.kernel && weight[3] == (normal ? input[3] : output[3]),
+             "{}: weight {} does not fit input {} and output {}", what, weight.shape(), input.shape(),
+             output.shape());
+  VQ_REQUIRE(!bias || bias.size() == output[3], "{}: bias {} does not fit output {}", what, bias.shape(),
+             output.shape());
+  // Offsets within a padded shard are 32 bits wide.
+  const ConvSides sides = conv_sides(g, input, output);
+  for (const Direction direction : {Direction::to_small, Direction::to_large})
+    VQ_REQUIRE(kConvShard * padded_source(sides, direction).size() <= std::numeric_limits<int32_t>::max(),
+               "{}: images of input {} and output {} are too large", what, input.shape(), output.shape());
+}
+
+void check_scratch(const char* what, const View<std::byte>& scratch, int64_t needed) {
+  VQ_REQUIRE(scratch.size() >= needed, "{}: {} bytes of scratch, needs {}", what, scratch.size(), needed);
+}
+
+}  // namespace
+
+void ConvForwardOp::check() const {
+  check_shapes("convolution", geometry, input, output, weight, bias);
+  check_scratch("convolution", scratch,
+                convolve_bytes(conv_sides(geometry, input, output), forward_direction(geometry)));
+}
+
+void ConvBackwardDataOp::check() const {
+  check_shapes("convolution backward data", geometry, d_input, d_output, weight, {});
+  check_scratch("convolution backward data", scratch,
+                convolve_bytes(conv_sides(geometry, d_input, d_output), backward_direction(geometry)));
+}
+
+void ConvBackwardWeightOp::check() const {
+  check_shapes("convolution backward weight", geometry, input, d_output, d_weight, d_bias);
+  check_scratch("convolution backward weight", scratch,
+                weight_gradient_bytes(conv_sides(geometry, input, d_output), d_output[3], input[0]));
+}
+
+int64_t conv_scratch_bytes(const ConvGeometry& geometry, const View<const float>& input,
+                           int64_t output_channels) {
+  const View<const float> output(
+      nullptr, {input[0], geometry.output_side(input[1]), geometry.output_side(input[2]), output_channels});
+  const ConvSides sides = conv_sides(geometry, input, output);
+  return std::max({convolve_bytes(sides, Direction::to_small), convolve_bytes(sides, Direction::to_large),
+                   weight_gradient_bytes(sides, output_channels, input[0])});
+}
+
+void run_cpu(const ConvForwardOp& op) {
+  convolve(conv_sides(op.geometry, op.input, op.output), forward_direction(op.geometry), op.output, op.input,
+           op.weight, op.bias, op.activation, op.scratch);
+}
+
+void run_cpu(const ConvBackwardDataOp& op) {
+  convolve(conv_sides(op.geometry, op.d_input, op.d_output), backward_direction(op.geometry), op.d_input,
+           op.d_output, op.weight, {}, Activation::none, op.scratch);
+}
+
+void run_cpu(const ConvBackwardWeightOp& op) {
+  const ConvSides sides = conv_sides(op.geometry, op.input, op.d_output);
+  const int64_t batch = op.input[0], input_size = op.input.size() / batch,
+                output_size = op.d_output.size() / batch;
+  ScratchCutter cutter(op.scratch);
+  const WeightPass weight(sides, shard_count(batch), cutter);
+  const BiasPass bias(op.d_output[3], shard_count(batch), cutter);
+  weight.prepare();
+  for_each_shard(batch, [&](int64_t shard, int64_t first, int64_t images, int worker) {
+    const float* input = op.input.data + first * input_size;
+    const float* d_output = op.d_output.data + first * output_size;
+    const bool normal = op.geometry.kind == ConvKind::normal;
+    weight.run(shard, normal ? input : d_output, normal ? d_output : input, images, worker);
+    if (op.d_bias) bias.run(shard, d_output, images * output_size);
+  });
+  weight.finish(op.d_weight.data, shard_count(batch));
+  if (op.d_bias) bias.finish(op.d_bias.data, shard_count(batch));
+}
+
+}  // namespace vqlab

@@ -1,0 +1,48 @@
+// The two matrix products of a convolution. Their left matrix X, the patches of an image, is never formed:
+// its element (r, k) is source[row_offset[r] + term_offset[k]]. Private to conv2d.cpp.
+//
+// Each element of a result is one sum in the order of its terms, by fused multiply-adds: its bits depend
+// neither on the other rows nor on the width of the vectors.
+#pragma once
+
+#include <cstdint>
+
+namespace vqlab {
+
+// The right matrix lies in panels of 16 columns: (panels, terms, 16), the missing columns of the last one are
+// 0.
+inline constexpr int64_t kPanel = 16;
+constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+// Offsets are in floats.
+struct Patches {
+  const float* source;
+  const int32_t* row_offset;   // (rows)
+  const int32_t* term_offset;  // (terms)
+  int64_t rows, terms;
+};
+
+// output[output_offset[r] + n] = sum over k of X[r][k] * weight[k][n] + bias[n], then max with 0 if relu (NaN
+// stays).
+struct PatchProduct {
+  float* output;
+  const int32_t* output_offset;  // (rows)
+  Patches patches;
+  const float* weight;  // (panels, terms, 16)
+  const float* bias;    // (panels, 16)
+  int64_t columns;
+  bool relu;
+};
+
+// gradient[k][n] = sum over r of X[r][k] * right[r][n].
+struct PatchGradient {
+  float* gradient;  // (panels, terms, 16)
+  Patches patches;
+  const float* right;  // (rows, columns), columns a multiple of 16
+  int64_t columns;
+};
+
+void multiply(const PatchProduct& product);
+void multiply(const PatchGradient& product);
+
+}  // namespace vqlab

@@ -1,0 +1,98 @@
+#include "optimizer.hpp"
+
+#include <cmath>
+
+#include "../core/parallel.hpp"
+
+namespace vqlab {
+namespace {
+
+constexpr int64_t kGrain = 8192;
+
+VQ_MULTIVERSION float squares_block(const float* gradients, int64_t begin, int64_t end) {
+  return lane_sum(begin, end, [=](int64_t i) { return gradients[i] * gradients[i]; });
+}
+
+struct AdamFactors {
+  float gradient_scale;  // of the clip
+  float rate1;           // learning_rate / (1 - beta1^t)
+  float correction2;     // 1 / (1 - beta2^t)
+};
+
+AdamFactors adam_factors(const AdamOp& op) {
+  const StepState& state = op.state.data[0];
+  const float norm = std::sqrt(op.squared_norm.data[0]);
+  return {.gradient_scale = op.clip > 0.0f && norm > op.clip ? op.clip / norm : 1.0f,
+          .rate1 = state.learning_rate / (1.0f - state.beta1_power),
+          .correction2 = 1.0f / (1.0f - state.beta2_power)};
+}
+
+// sqrt is vectorised only where it need not set errno.
+__attribute__((optimize("no-math-errno"))) VQ_MULTIVERSION void adam_range(const AdamOp& op,
+                                                                           const AdamFactors& factors,
+                                                                           int64_t begin, int64_t end) {
+  const auto [gradient_scale, rate1, correction2] = factors;
+  const float beta1 = op.beta1, beta2 = op.beta2, epsilon = op.epsilon;
+  const float rest1 = 1.0f - beta1, rest2 = 1.0f - beta2;
+  const float* gradients = op.gradients.data;
+  float *weights = op.weights.data, *moment1 = op.moment1.data, *moment2 = op.moment2.data;
+#pragma GCC ivdep
+  for (int64_t i = begin; i < end; ++i) {
+    const float g = gradients[i] * gradient_scale;
+    const float m = beta1 * moment1[i] + rest1 * g;
+    const float v = beta2 * moment2[i] + rest2 * (g * g);
+    moment1[i] = m;
+    moment2[i] = v;
+    weights[i] -= rate1 * m / (__builtin_sqrtf(v * correction2) + epsilon);
+  }
+}
+
+}  // namespace
+
+void GradientNormOp::check() const {
+  VQ_REQUIRE(squared_norm.size() == 1 && block_sums.size() >= sum_blocks(gradients.size()),
+             "gradient norm: squared_norm {} or block_sums {} has the wrong size for gradients {}",
+             squared_norm.shape(), block_sums.shape(), gradients.shape());
+}
+
+void PoisonGateOp::check() const {
+  VQ_REQUIRE(poisoned.size() == 1 && loss.size() == 1 && squared_norm.size() == 1 &&
+                 (!first_bad_row || first_bad_row.size() == 1),
+             "poison gate: poisoned {}, loss {}, squared_norm {} or first_bad_row {} is not one number",
+             poisoned.shape(), loss.shape(), squared_norm.shape(), first_bad_row.shape());
+}
+
+void AdamOp::check() const {
+  VQ_REQUIRE(same_shape(weights, moment1) && same_shape(weights, moment2) &&
+                 same_shape(View<const float>(weights), gradients),
+             "adam: weights {}, moment1 {}, moment2 {} and gradients {} differ", weights.shape(),
+             moment1.shape(), moment2.shape(), gradients.shape());
+  VQ_REQUIRE(state.size() == 1 && squared_norm.size() == 1 && poisoned.size() == 1,
+             "adam: state {}, squared_norm {} or poisoned {} is not one number", state.shape(),
+             squared_norm.shape(), poisoned.shape());
+  VQ_REQUIRE(beta1 >= 0.0f && beta1 < 1.0f && beta2 >= 0.0f && beta2 < 1.0f && epsilon > 0.0f && clip >= 0.0f,
+             "adam: beta1 {}, beta2 {}, epsilon {} or clip {} is out of range", beta1, beta2, epsilon, clip);
+}
+
+void run_cpu(const GradientNormOp& op) {
+  const int64_t terms = op.gradients.size(), blocks = sum_blocks(terms);
+  parallel_for(blocks, [&](int64_t block, int) {
+    op.block_sums.data[block] =
+        squares_block(op.gradients.data, block * kSumBlock, std::min(terms, (block + 1) * kSumBlock));
+  });
+  op.squared_norm.data[0] = finish_sum(op.block_sums.data, blocks);
+}
+
+void run_cpu(const PoisonGateOp& op) {
+  const bool bad_row = op.first_bad_row && op.first_bad_row.data[0] >= 0;
+  op.poisoned.data[0] = !std::isfinite(op.loss.data[0]) || !std::isfinite(op.squared_norm.data[0]) || bad_row;
+}
+
+void run_cpu(const AdamOp& op) {
+  if (op.poisoned.data[0]) return;
+  const AdamFactors factors = adam_factors(op);
+  parallel_ranges(op.weights.size(), kGrain,
+                  [&](int64_t begin, int64_t end) { adam_range(op, factors, begin, end); });
+}
+
+}  // namespace vqlab

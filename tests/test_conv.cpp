@@ -1,0 +1,394 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/conv/conv2d.hpp"
+#include "kernels/core/parallel.hpp"
+#include "testing.hpp"
+
+namespace vqlab::testing {
+namespace {
+
+struct Shape {
+  int64_t B, H, W, I, O;
+  ConvGeometry g;
+
+  int64_t OH() const { return g.output_side(H); }
+  int64_t OW() const { return g.output_side(W); }
+  int64_t input_size() const { return B * H * W * I; }
+  int64_t output_size() const { return B * OH() * OW() * O; }
+  int64_t weight_size() const { return I * g.kernel * g.kernel * O; }
+  bool normal() const { return g.kind == ConvKind::normal; }
+  std::string text() const {
+    return fmt::format("{} ({}, {}, {}, {}) to {} channels, kernel {}, stride {}, padding {}",
+                       normal() ? "normal" : "transposed", B, H, W, I, O, g.kernel, g.stride, g.padding);
+  }
+};
+
+constexpr ConvGeometry normal(int64_t kernel, int64_t stride, int64_t padding) {
+  return {ConvKind::normal, kernel, stride, padding};
+}
+constexpr ConvGeometry transposed(int64_t kernel, int64_t stride, int64_t padding) {
+  return {ConvKind::transposed, kernel, stride, padding};
+}
+
+// Odd batches and sides, one channel at either end, sides that the stride does not divide, and the layers of
+// the usual nets.
+const std::vector<Shape>& shapes() {
+  static const std::vector<Shape> list = {
+      {1, 5, 7, 3, 16, normal(3, 1, 1)},       {3, 5, 7, 16, 30, normal(1, 1, 0)},
+      {8, 28, 28, 1, 16, normal(4, 2, 1)},     {9, 8, 8, 30, 3, normal(3, 1, 1)},
+      {17, 5, 7, 1, 1, normal(3, 2, 0)},       {9, 8, 8, 16, 30, normal(4, 2, 1)},
+      {3, 5, 7, 3, 1, normal(4, 1, 0)},        {8, 6, 7, 16, 16, normal(3, 2, 1)},
+      {1, 8, 8, 1, 3, normal(1, 1, 0)},        {9, 5, 7, 30, 16, normal(4, 2, 0)},
+      {1, 5, 7, 3, 16, transposed(3, 1, 1)},   {3, 5, 7, 16, 30, transposed(1, 1, 0)},
+      {8, 14, 14, 16, 1, transposed(4, 2, 1)}, {9, 8, 8, 30, 3, transposed(3, 1, 1)},
+      {17, 5, 7, 1, 1, transposed(3, 2, 0)},   {9, 4, 4, 30, 16, transposed(4, 2, 1)},
+      {3, 5, 7, 3, 1, transposed(4, 1, 0)},    {8, 3, 4, 16, 16, transposed(3, 2, 1)},
+      {9, 5, 7, 1, 16, transposed(4, 2, 1)},   {17, 8, 8, 16, 3, transposed(4, 2, 1)}};
+  return list;
+}
+
+// The definition: calls term(output element, input element, weight element) for every product of the
+// convolution.
+template <class Term>
+void for_each_product(const Shape& s, const Term& term) {
+  const int64_t k = s.g.kernel, stride = s.g.stride, padding = s.g.padding, OH = s.OH(), OW = s.OW();
+  // A transposed convolution scatters input pixel y to stride y + ky - padding; a normal one gathers from
+  // there.
+  const int64_t SH = s.normal() ? OH : s.H, SW = s.normal() ? OW : s.W;
+  const int64_t LH = s.normal() ? s.H : OH, LW = s.normal() ? s.W : OW;
+  for (int64_t b = 0; b < s.B; ++b)
+    for (int64_t y = 0; y < SH; ++y)
+      for (int64_t x = 0; x < SW; ++x)
+        for (int64_t ky = 0; ky < k; ++ky)
+          for (int64_t kx = 0; kx < k; ++kx) {
+            const int64_t large_y = stride * y + ky - padding, large_x = stride * x + kx - padding;
+            if (large_y < 0 || large_y >= LH || large_x < 0 || large_x >= LW) continue;
+            const int64_t small = (b * SH + y) * SW + x, large = (b * LH + large_y) * LW + large_x;
+            const int64_t output = s.normal() ? small : large, input = s.normal() ? large : small;
+            for (int64_t o = 0; o < s.O; ++o)
+              for (int64_t i = 0; i < s.I; ++i) {
+                const int64_t weight =
+                    s.normal() ? ((o * k + ky) * k + kx) * s.I + i : ((i * k + ky) * k + kx) * s.O + o;
+                term(output * s.O + o, input * s.I + i, weight);
+              }
+          }
+}
+
+using Doubles = std::vector<double>;
+
+Doubles widen(const std::vector<float>& values) { return Doubles(values.begin(), values.end()); }
+
+double dot(const Doubles& a, const Doubles& b) {
+  double sum = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+Doubles reference_forward(const Shape& s, const Doubles& input, const Doubles& weight, const Doubles& bias) {
+  Doubles output(size_t(s.output_size()), 0.0);
+  for_each_product(s, [&](int64_t o, int64_t i, int64_t w) { output[o] += input[i] * weight[w]; });
+  for (size_t o = 0; o < output.size() && !bias.empty(); ++o) output[o] += bias[o % size_t(s.O)];
+  return output;
+}
+
+Doubles reference_d_input(const Shape& s, const Doubles& d_output, const Doubles& weight) {
+  Doubles d_input(size_t(s.input_size()), 0.0);
+  for_each_product(s, [&](int64_t o, int64_t i, int64_t w) { d_input[i] += d_output[o] * weight[w]; });
+  return d_input;
+}
+
+Doubles reference_d_weight(const Shape& s, const Doubles& d_output, const Doubles& input) {
+  Doubles d_weight(size_t(s.weight_size()), 0.0);
+  for_each_product(s, [&](int64_t o, int64_t i, int64_t w) { d_weight[w] += d_output[o] * input[i]; });
+  return d_weight;
+}
+
+Doubles reference_d_bias(const Shape& s, const Doubles& d_output) {
+  Doubles d_bias(size_t(s.O), 0.0);
+  for (size_t o = 0; o < d_output.size(); ++o) d_bias[o % size_t(s.O)] += d_output[o];
+  return d_bias;
+}
+
+// A sum of `terms` products of standard normal numbers: partial sums grow to sqrt(terms), each of the
+// additions errs by half an epsilon of that, and independent errors grow by sqrt(terms) again. 8 covers the
+// largest of many elements and the product of two tails.
+double sum_tolerance(int64_t terms) {
+  return 8.0 * 0.5 * std::numeric_limits<float>::epsilon() * double(terms + 1);
+}
+
+// The operands of one convolution in guarded, unaligned memory, and the three ops on them.
+class Layer {
+ public:
+  explicit Layer(const Shape& shape, bool with_bias = true, Activation activation = Activation::none)
+      : s(shape),
+        input(normal_floats(s.input_size(), 1)),
+        weight(normal_floats(s.weight_size(), 2)),
+        bias(normal_floats(with_bias ? s.O : 0, 3)),
+        d_output(normal_floats(s.output_size(), 4)),
+        output(s.output_size(), 1),
+        d_input(s.input_size(), 1),
+        d_weight(s.weight_size(), 1),
+        d_bias(s.O, 1),
+        activation_(activation),
+        scratch_(conv_scratch_bytes(s.g, input_view(), s.O), 4) {}
+
+  View<const float> input_view() const { return {input.data(), {s.B, s.H, s.W, s.I}}; }
+  template <class T>
+  View<T> weight_shaped(T* data) const {
+    return {data, {s.normal() ? s.O : s.I, s.g.kernel, s.g.kernel, s.normal() ? s.I : s.O}};
+  }
+  View<const float> weight_view() const { return weight_shaped(weight.data()); }
+  View<const float> bias_view() const {
+    return bias.empty() ? View<const float>() : View<const float>(bias.data(), {s.O});
+  }
+  View<const float> d_output_view() const { return {d_output.data(), {s.B, s.OH(), s.OW(), s.O}}; }
+
+  ConvForwardOp forward() {
+    return {output.view({s.B, s.OH(), s.OW(), s.O}),
+            input_view(),
+            weight_view(),
+            bias_view(),
+            s.g,
+            activation_,
+            scratch()};
+  }
+  ConvBackwardDataOp backward_data() {
+    return {d_input.view({s.B, s.H, s.W, s.I}), d_output_view(), weight_view(), s.g, scratch()};
+  }
+  ConvBackwardWeightOp backward_weight() {
+    return {
+        weight_shaped(d_weight.data()), d_bias.view({s.O}), d_output_view(), input_view(), s.g, scratch()};
+  }
+  // Runs all three and checks every guard band.
+  void run_all() {
+    run(forward(), Stream{});
+    run(backward_data(), Stream{});
+    run(backward_weight(), Stream{});
+    for (const Guarded<float>* buffer : {&output, &d_input, &d_weight, &d_bias}) buffer->check_guards();
+    scratch_.check_guards();
+  }
+  // The bits of all results.
+  std::vector<uint32_t> bits() {
+    std::vector<uint32_t> all;
+    for (Guarded<float>* buffer : {&output, &d_input, &d_weight, &d_bias}) {
+      const size_t at = all.size();
+      all.resize(at + size_t(buffer->size()));
+      std::memcpy(all.data() + at, buffer->data(), size_t(buffer->size()) * sizeof(float));
+    }
+    return all;
+  }
+
+  Shape s;
+  std::vector<float> input, weight, bias, d_output;
+  Guarded<float> output, d_input, d_weight, d_bias;
+
+ private:
+  View<std::byte> scratch() { return scratch_.view({scratch_.size()}); }
+
+  Activation activation_;
+  Guarded<std::byte> scratch_;
+};
+
+// a + step * direction
+Doubles moved(Doubles a, double step, const Doubles& direction) {
+  for (size_t i = 0; i < a.size(); ++i) a[i] += step * direction[i];
+  return a;
+}
+
+void (*const kBadGeometries[])(ConvGeometry&) = {
+    [](ConvGeometry& g) { g.kernel = 0; },
+    [](ConvGeometry& g) { g.kernel = 16; },
+    [](ConvGeometry& g) { g.stride = 0; },
+    [](ConvGeometry& g) { g.stride = g.kernel + 1; },
+    [](ConvGeometry& g) { g.padding = -1; },
+    [](ConvGeometry& g) { g.padding = g.kernel; },
+    [](ConvGeometry& g) { g.kind = g.kind == ConvKind::normal ? ConvKind::transposed : ConvKind::normal; },
+};
+
+struct WorkerCount {
+  explicit WorkerCount(int count) { set_worker_count(count); }
+  ~WorkerCount() { set_worker_count(0); }
+};
+
+}  // namespace
+
+TEST_CASE("conv: forward equals the definition in double", "[unit]") {
+  for (const Shape& s : shapes())
+    for (const bool with_bias : {false, true})
+      for (const Activation activation : {Activation::none, Activation::relu}) {
+        Layer layer(s, with_bias, activation);
+        run(layer.forward(), Stream{});
+        Doubles expected = reference_forward(s, widen(layer.input), widen(layer.weight), widen(layer.bias));
+        if (activation == Activation::relu)
+          for (double& value : expected) value = std::max(value, 0.0);
+        require_close(layer.forward().output, expected, sum_tolerance(s.I * s.g.kernel * s.g.kernel),
+                      s.text());
+        layer.output.check_guards();
+      }
+}
+
+TEST_CASE("conv: backward data equals the definition in double", "[unit]") {
+  for (const Shape& s : shapes()) {
+    Layer layer(s);
+    layer.run_all();
+    require_close(layer.backward_data().d_input,
+                  reference_d_input(s, widen(layer.d_output), widen(layer.weight)),
+                  sum_tolerance(s.O * s.g.kernel * s.g.kernel), s.text());
+  }
+}
+
+TEST_CASE("conv: backward weight and bias equal the definition in double", "[unit]") {
+  for (const Shape& s : shapes()) {
+    Layer layer(s);
+    layer.run_all();
+    const Doubles d_output = widen(layer.d_output);
+    const int64_t pixels = s.normal() ? s.OH() * s.OW() : s.H * s.W;
+    require_close(layer.backward_weight().d_weight, reference_d_weight(s, d_output, widen(layer.input)),
+                  sum_tolerance(s.B * pixels), s.text());
+    require_close(layer.backward_weight().d_bias, reference_d_bias(s, d_output),
+                  sum_tolerance(s.B * s.OH() * s.OW()), s.text());
+  }
+}
+
+// A convolution is linear in its input and in its weight, so a central difference along a direction is exact
+// up to rounding, at any step. This judges the reference of the gradients, by the forward reference alone.
+TEST_CASE("conv: reference gradients equal directional differences", "[unit]") {
+  for (const Shape& s : shapes()) {
+    INFO(s.text());
+    const Doubles x = widen(normal_floats(s.input_size(), 1)), w = widen(normal_floats(s.weight_size(), 2)),
+                  d_output = widen(normal_floats(s.output_size(), 3)),
+                  dx = widen(normal_floats(s.input_size(), 4)), dw = widen(normal_floats(s.weight_size(), 5));
+    const auto loss = [&](const Doubles& input, const Doubles& weight) {
+      return dot(d_output, reference_forward(s, input, weight, {}));
+    };
+    // Each loss adds output_size * I * kernel^2 products of three normal numbers.
+    const double tolerance = 1e-15 * double(s.output_size() * s.I * s.g.kernel * s.g.kernel);
+    const double along_x = (loss(moved(x, 1.0, dx), w) - loss(moved(x, -1.0, dx), w)) / 2.0;
+    CHECK(std::abs(along_x - dot(reference_d_input(s, d_output, w), dx)) <= tolerance);
+    const double along_w = (loss(x, moved(w, 1.0, dw)) - loss(x, moved(w, -1.0, dw))) / 2.0;
+    CHECK(std::abs(along_w - dot(reference_d_weight(s, d_output, x), dw)) <= tolerance);
+  }
+}
+
+TEST_CASE("conv: backward data is the adjoint of forward", "[unit]") {
+  for (const Shape& s : shapes()) {
+    INFO(s.text());
+    Layer layer(s, false);
+    layer.run_all();
+    const Doubles output(layer.output.data(), layer.output.data() + s.output_size()),
+        d_input(layer.d_input.data(), layer.d_input.data() + s.input_size());
+    // Each side adds terms with independent errors of sum_tolerance at most.
+    const double terms = double(std::max(s.output_size(), s.input_size()));
+    CHECK(std::abs(dot(output, widen(layer.d_output)) - dot(widen(layer.input), d_input)) <=
+          2.0 * std::sqrt(terms) * sum_tolerance(std::max(s.I, s.O) * s.g.kernel * s.g.kernel));
+  }
+}
+
+TEST_CASE("conv: results have the same bits for any number of threads", "[unit]") {
+  for (const Shape& s : shapes()) {
+    INFO(s.text());
+    std::vector<uint32_t> expected;
+    for (const int workers : {1, 2, 3, 5}) {
+      const WorkerCount count(workers);
+      Layer layer(s);
+      layer.run_all();
+      if (workers == 1) expected = layer.bits();
+      CHECK(layer.bits() == expected);
+    }
+  }
+}
+
+TEST_CASE("conv: an image does not depend on the other shards of its batch", "[unit]") {
+  for (Shape s : shapes()) {
+    INFO(s.text());
+    s.B = 24;
+    Layer whole(s);
+    whole.run_all();
+    s.B = kConvShard;
+    for (int64_t shard = 0; shard < 3; ++shard) {
+      Layer part(s);
+      const auto take = [&](std::vector<float>& to, const std::vector<float>& from) {
+        std::copy_n(from.begin() + shard * int64_t(to.size()), to.size(), to.begin());
+      };
+      take(part.input, whole.input);
+      take(part.d_output, whole.d_output);
+      part.run_all();
+      CHECK(std::memcmp(part.output.data(), whole.output.data() + shard * s.output_size(),
+                        size_t(s.output_size()) * sizeof(float)) == 0);
+      CHECK(std::memcmp(part.d_input.data(), whole.d_input.data() + shard * s.input_size(),
+                        size_t(s.input_size()) * sizeof(float)) == 0);
+    }
+  }
+}
+
+TEST_CASE("conv: NaN in an input image stays in that image", "[unit]") {
+  for (const Shape& s : shapes()) {
+    if (s.B == 1) continue;
+    INFO(s.text());
+    Layer layer(s);
+    const int64_t size = s.output_size() / s.B;
+    layer.input[size_t(s.input_size() / s.B + (s.H / 2 * s.W + s.W / 2) * s.I)] = std::nanf("");
+    run(layer.forward(), Stream{});
+    for (int64_t i = 0; i < s.output_size(); ++i)
+      if (i / size != 1 && std::isnan(layer.output.data()[i])) FAIL("NaN at " << i);
+    CHECK(std::any_of(layer.output.data() + size, layer.output.data() + 2 * size,
+                      [](float v) { return std::isnan(v); }));
+  }
+}
+
+TEST_CASE("conv: wrong operands are rejected", "[unit][bad-input]") {
+  for (const ConvGeometry& geometry : {normal(4, 2, 1), transposed(4, 2, 1)}) {
+    Layer layer({9, 8, 6, 3, 5, geometry});
+    const ConvForwardOp forward = layer.forward();
+    const ConvBackwardDataOp data = layer.backward_data();
+    const ConvBackwardWeightOp weight = layer.backward_weight();
+    forward.check(), data.check(), weight.check();
+    const auto reject = [](auto op, auto spoil) {
+      spoil(op);
+      REQUIRE_THROWS_AS(run(op, Stream{}), Error);
+    };
+    for (const int dim : {0, 1, 2, 3}) {
+      INFO("dimension " << dim);
+      reject(forward, [&](auto& op) { ++op.output.dim[dim]; });
+      reject(forward, [&](auto& op) { op.input.dim[dim] += 2; });
+      reject(forward, [&](auto& op) { ++op.weight.dim[dim]; });
+      reject(data, [&](auto& op) { ++op.d_output.dim[dim]; });
+      reject(data, [&](auto& op) { op.d_input.dim[dim] = 0; });
+      reject(weight, [&](auto& op) { ++op.d_weight.dim[dim]; });
+      reject(weight, [&](auto& op) { op.input.dim[dim] -= 2; });
+    }
+    reject(forward, [](auto& op) { ++op.bias.dim[0]; });
+    reject(weight, [](auto& op) { --op.d_bias.dim[0]; });
+    for (const auto& spoil : kBadGeometries) {
+      reject(forward, [&](auto& op) { spoil(op.geometry); });
+      reject(data, [&](auto& op) { spoil(op.geometry); });
+      reject(weight, [&](auto& op) { spoil(op.geometry); });
+    }
+    reject(forward, [](auto& op) { op.scratch.dim[0] = 0; });
+    reject(data, [](auto& op) { op.scratch.dim[0] = 0; });
+    reject(weight, [](auto& op) { op.scratch.dim[0] = 0; });
+  }
+}
+
+TEST_CASE("conv: an input smaller than the kernel is rejected", "[unit][bad-input]") {
+  // Integer division rounds (2 - 3) / 2 up to 0, so that the formula alone would allow one output pixel.
+  float numbers[9] = {};
+  std::byte scratch[1];
+  const ConvForwardOp op{.output = {numbers, {1, 1, 1, 1}},
+                         .input = {numbers, {1, 2, 2, 1}},
+                         .weight = {numbers, {1, 3, 3, 1}},
+                         .bias = {},
+                         .geometry = normal(3, 2, 0),
+                         .activation = Activation::none,
+                         .scratch = {scratch, {1}}};
+  try {
+    run(op, Stream{});
+    FAIL("accepted");
+  } catch (const Error& error) {
+    CHECK(std::string(error.what()).find("does not follow") != std::string::npos);
+  }
+}
+
+}  // namespace vqlab::testing
