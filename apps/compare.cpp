@@ -18,7 +18,7 @@ namespace vqlab {
 namespace {
 
 constexpr int64_t kTiedRows = 256;     // of the problem with ties that every variant must solve first
-constexpr double kCheckedTerms = 2e9;  // (row, code, element) triples that verification may take: seconds
+constexpr double kCheckedTerms = 1e9;  // (row, code, element) triples that verification may take: seconds
 constexpr double kMistrustedShare =
     0.9;  // one code takes more of the rows than this: a constant would nearly pass
 constexpr double kPatience =

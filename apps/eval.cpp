@@ -4,7 +4,7 @@
 
 #include "command.hpp"
 #include "engine/evaluate.hpp"
-#include "engine/trained_model.hpp"
+#include "trained.hpp"
 
 namespace vqlab {
 namespace {
@@ -18,19 +18,16 @@ class EvalCommand : public Command {
   }
 
   CommandResult run(const CommonOptions& common) override {
-    TrainedModel trained(run_, checkpoint_, common.device_given ? common.device : "",
-                         common.threads_given ? common.threads : -1);
-    for (const std::string& line : trained.checkpoint().warnings())
-      std::fprintf(stderr, "warning: %s\n", line.c_str());
-    const NamedSplit split = load_split(trained.config(), split_, trained.facts());
+    const auto trained = load_trained(run_, checkpoint_, common);
+    const NamedSplit split = load_split(trained->config(), split_, trained->facts());
     const Evaluation e =
-        evaluate(trained.model(), trained.runtime(), split.range(), trained.facts().variance);
+        evaluate(trained->model(), trained->runtime(), split.range(), trained->facts().variance);
     if (!common.json) print(e);
     Json json = Json::object();
     json["split"] = split_;
     const Json values = e.to_json();
     for (const auto& [key, value] : values.members()) json[key] = value;
-    json["device"] = trained.runtime().device_name();
+    json["device"] = trained->runtime().device_name();
     return {.json = json};
   }
 

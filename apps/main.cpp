@@ -30,21 +30,21 @@ class CliOptions : public Options {
  public:
   explicit CliOptions(CLI::App& app) : app_(app) {}
   void option(const std::string& name, std::string& value, const std::string& help) override {
-    app_.add_option("--" + name, value, help)->capture_default_str();
+    app_.add_option(flags(name), value, help)->capture_default_str();
   }
   void option(const std::string& name, int64_t& value, int64_t low, int64_t high,
               const std::string& help) override {
-    app_.add_option("--" + name, value, help)->check(CLI::Range(low, high))->capture_default_str();
+    app_.add_option(flags(name), value, help)->check(CLI::Range(low, high))->capture_default_str();
   }
   void choice(const std::string& name, std::string& value, const std::vector<std::string>& choices,
               const std::string& help) override {
-    app_.add_option("--" + name, value, help)->check(CLI::IsMember(choices))->capture_default_str();
+    app_.add_option(flags(name), value, help)->check(CLI::IsMember(choices))->capture_default_str();
   }
   void list(const std::string& name, std::vector<std::string>& values, const std::string& help) override {
-    app_.add_option("--" + name, values, help)->allow_extra_args();
+    app_.add_option(flags(name), values, help)->allow_extra_args();
   }
   void flag(const std::string& name, bool& value, const std::string& help) override {
-    app_.add_flag("--" + name, value, help);
+    app_.add_flag(flags(name), value, help);
   }
   void positional(const std::string& name, std::string& value, bool required,
                   const std::string& help) override {
@@ -56,6 +56,8 @@ class CliOptions : public Options {
   }
 
  private:
+  // "epochs" is --epochs; "-o,--output" stays as it is.
+  static std::string flags(const std::string& name) { return name.starts_with('-') ? name : "--" + name; }
   CLI::App& app_;
 };
 

@@ -197,6 +197,7 @@ void VectorQuantizer::collect_first_latents(const UpdateContext& context, Stream
                .latents = reservoir_,
                .key = {.seed = seed_, .use = RandomUse::kmeans},
                .rounds = kKMeansRounds,
+               .count_scale = float(double(latents_per_step_) / double(reservoir_rows_)),
                .scratch = scratch_},
       stream);
   run(CopyOp{.output = previous_, .input = codebook_}, stream);

@@ -210,14 +210,15 @@ TEST_CASE("lookup: latents and codes of very different sizes", "[unit]") {
 }
 
 TEST_CASE("lookup: partial sums that overflow although the score does not", "[unit]") {
-  // In fp32 the score of code 0 passes -4.8e38, beyond the range; its value, -3.0e38, is the largest.
-  Problem p{1, 7, 2, {1e19f, 1e19f}, {-1.7e19f, 1.8e19f}};
-  for (int64_t k = 1; k < p.K; ++k) p.codebook.insert(p.codebook.end(), {0.0f, -1.72e19f});
-  require_codes(p, {0});
+  // In fp32 the score of code 6 passes -4.8e38, beyond the range; its value, -3.0e38, is the largest.
+  Problem p{1, 7, 2, {1e19f, 1e19f}, {0.0f, -1.72e19f}};
+  for (int64_t k = 1; k < 6; ++k) p.codebook.insert(p.codebook.end(), {0.0f, -1.75e19f});
+  p.codebook.insert(p.codebook.end(), {-1.7e19f, 1.8e19f});
+  require_codes(p, {6});
 }
 
 TEST_CASE("lookup: rounding errors that all point the same way", "[unit]") {
-  // Every product but the first is just under half an ulp of the score (1024 to 2048) and is lost. Code 0
+  // Every product but the first is just under half an ulp of the score (1024 to 2048) and is lost. Code 13
   // loses positive ones and code 40 negative ones, so in fp32 code 40 leads by 1.8 of the 2 (D - 1) half ulps
   // that it is behind: more than half of the error bound (2 g |x||c|, where |x| = sqrt(2) * 1025).
   const int64_t D = 256, K = 60;
@@ -226,12 +227,12 @@ TEST_CASE("lookup: rounding errors that all point the same way", "[unit]") {
   p.latents[0] = X;
   const float lead = 1.8f * float(D - 1) * 0x1p-14f;
   for (int64_t d = 0; d < D; ++d) {
-    p.codebook[size_t(d)] = d == 0 ? 1.0f : lost / other;
+    p.codebook[size_t(13 * D + d)] = d == 0 ? 1.0f : lost / other;
     p.codebook[size_t(40 * D + d)] = d == 0 ? 1.0f + lead / X : -lost / other;
   }
-  CHECK(nearest_codes(p) == std::vector<int32_t>{0});
+  CHECK(nearest_codes(p) == std::vector<int32_t>{13});
   CHECK(fp32_codes(p) == std::vector<int32_t>{40});
-  require_codes(p, {0});
+  require_codes(p, {13});
 }
 
 TEST_CASE("lookup: constant latents and constant codes", "[unit]") {

@@ -32,7 +32,8 @@ void KMeansOp::check() const {
       cluster_size.size() == codebook[0] && same_shape(cluster_sum, codebook) && first_bad_row.size() == 1,
       "kmeans: cluster_size {} or cluster_sum {} does not fit codebook {}", cluster_size.shape(),
       cluster_sum.shape(), codebook.shape());
-  VQ_REQUIRE(rounds >= 1, "kmeans: {} rounds", rounds);
+  VQ_REQUIRE(rounds >= 1 && count_scale > 0.0f, "kmeans: {} rounds or count_scale {} out of range", rounds,
+             count_scale);
   VQ_REQUIRE(scratch.size() >= kmeans_scratch_bytes(latents[0], codebook[0], codebook[1]),
              "kmeans: scratch of {} bytes", scratch.size());
 }
@@ -59,9 +60,9 @@ void run_cpu(const KMeansOp& op) {
         for (int64_t d = 0; d < D; ++d) op.codebook.data[k * D + d] = sums.data[k * D + d] / float(count);
   }
   for (int64_t k = 0; k < K; ++k) {
-    op.cluster_size.data[k] = float(counts.data[k]);
-    for (int64_t d = 0; d < D; ++d)
-      op.cluster_sum.data[k * D + d] = float(counts.data[k]) * op.codebook.data[k * D + d];
+    const float size = op.count_scale * float(counts.data[k]);
+    op.cluster_size.data[k] = size;
+    for (int64_t d = 0; d < D; ++d) op.cluster_sum.data[k * D + d] = size * op.codebook.data[k * D + d];
   }
 }
 

@@ -17,7 +17,8 @@ struct KMeansOp {
   View<const float> latents;    // (N, D)
   RandomKey key;                // use = kmeans
   int rounds;                   // >= 1
-  View<std::byte> scratch;      // kmeans_scratch_bytes(N, K, D)
+  float count_scale;        // > 0: latents of a training step / N makes the averages start as those of a step
+  View<std::byte> scratch;  // kmeans_scratch_bytes(N, K, D)
 
   // Throws Error(failed) on shapes that disagree or too little scratch.
   void check() const;

@@ -1,6 +1,7 @@
 #include "indexed_product.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/conv/indexed_product.cpp"
@@ -32,27 +33,32 @@ HWY_INLINE void add_products(Floats (&sum)[kRows][kVectors], const float* const 
   }
 }
 
+// Rows beyond the last one repeat it.
 HWY_INLINE void product_tile(const PatchProduct& p, int64_t first_row, int64_t panel) {
   const Patches& x = p.patches;
   const float* element[kTileRows];
   Floats sum[kTileRows][kVectors];
   for (int r = 0; r < kTileRows; ++r) {
     element[r] = x.source + x.row_offset[std::min(first_row + r, x.rows - 1)];
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(kVector);
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::LoadU(kVector, p.bias + panel * kPanel + v * kLanes);
   }
   const float* weight = p.weight + panel * x.terms * kPanel;
   for (int64_t k = 0; k < x.terms; ++k) add_products(sum, element, x.term_offset[k], weight + k * kPanel);
 
+  // Without branches, or the compiler moves all sums to memory. NaN is not less than 0.
+  const Floats least = hn::Set(kVector, p.relu ? 0.0f : -std::numeric_limits<float>::infinity());
+  for (int r = 0; r < kTileRows; ++r)
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::IfThenElse(hn::Lt(sum[r][v], least), least, sum[r][v]);
   const int64_t count = std::min(kPanel, p.columns - panel * kPanel);
   for (int r = 0; r < kTileRows; ++r) {
     float* output = p.output + p.output_offset[std::min(first_row + r, x.rows - 1)] + panel * kPanel;
-    HWY_ALIGN float partial[kPanel];
-    for (int v = 0; v < kVectors; ++v) {
-      Floats value = hn::Add(sum[r][v], hn::LoadU(kVector, p.bias + panel * kPanel + v * kLanes));
-      if (p.relu) value = hn::IfThenZeroElse(hn::Le(value, hn::Zero(kVector)), value);
-      hn::StoreU(value, kVector, (count == kPanel ? output : partial) + v * kLanes);
+    if (HWY_LIKELY(count == kPanel)) {
+      for (int v = 0; v < kVectors; ++v) hn::StoreU(sum[r][v], kVector, output + v * kLanes);
+    } else {
+      float whole[kPanel];
+      for (int v = 0; v < kVectors; ++v) hn::StoreU(sum[r][v], kVector, whole + v * kLanes);
+      std::copy_n(whole, count, output);
     }
-    if (count < kPanel) std::copy_n(partial, count, output);
   }
 }
 
@@ -83,15 +89,21 @@ HWY_INLINE void gradient_tile(const PatchGradient& p, int64_t first_row, int64_t
       hn::StoreU(sum[r][v], kVector, gradient + r * kPanel + v * kLanes);
 }
 
-// Rows that are taken at once, so that their part of X and of `right` stays in the cache for all tiles.
-constexpr int64_t kRowBlock = 128;
+// The rows are taken in blocks whose parts of X and of `right` stay in the L1 cache for all tiles. Rows of
+// many columns are a large power of two apart and share few cache sets: fewer of them. Measured (AVX2, 32 KiB
+// of L1, 128 columns): 81 GFLOP/s with blocks of 32 rows, 70 with 64, 58 with 128; at 32 columns 88, 94
+// and 81.
+int64_t block_rows(int64_t rows, int64_t columns) {
+  const int64_t most = std::clamp<int64_t>(4096 / columns, 16, 64), blocks = (rows + most - 1) / most;
+  return (rows + blocks - 1) / blocks;
+}
 
 void gradient(const PatchGradient& p) {
-  const Patches& x = p.patches;
-  for (int64_t row = 0; row < x.rows; row += kRowBlock)
+  const int64_t rows = p.patches.rows, block = block_rows(rows, p.columns);
+  for (int64_t row = 0; row < rows; row += block)
     for (int64_t panel = 0; panel < panels(p.columns); ++panel)
-      for (int64_t term = 0; term < x.terms; term += kTileRows)
-        gradient_tile(p, row, std::min(x.rows, row + kRowBlock), term, panel);
+      for (int64_t term = 0; term < p.patches.terms; term += kTileRows)
+        gradient_tile(p, row, std::min(rows, row + block), term, panel);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -395,24 +395,24 @@ void pack_cells(const Search& s, int64_t shard) {
 }
 
 // Let u = 2^-24, g = r u / (1 - r u) with r = D + 4, X >= |x|, C >= |c_k|. A score starts at the rounded
-// -|c|^2 / 2 and adds D products; in whatever order, fused or not, no term is rounded more than D + 3 times,
-// and a result below the normal range is off by at most 2^-150 more. So a score is within e = g (X C + C^2 /
-// 2) + D 2^-149 of its exact value (the spare u in g pays for rounding `floor` itself). score64 is a distance
-// <= (X + C)^2 within a relative (D + 3) 2^-53 =: q, and distances are |x|^2 - 2 s. Hence score64's winner
-// scores at least best - 2 e - q (X + C)^2, a polynomial in X. The factors and terms named `up` and `tiny`
-// pay for rounding the coefficients and evaluating in fp32.
+// -|c|^2 / 2 and adds D products; in whatever order, fused or not, no term is rounded more than D + 3 times.
+// So a score is within e = g (X C + C^2 / 2) of its exact value (the spare u pays for rounding `floor`).
+// score64 is a distance <= (X + C)^2 within a relative (D + 3) 2^-53 =: q, and distances are |x|^2 - 2 s.
+// Hence score64's winner scores at least best - 2 e - q (X + C)^2, a polynomial in X. `up` pays for rounding
+// the coefficients and for evaluating in fp32; `tiny` pays for results below the normal range, which are off
+// by at most 2^-150 each. From D = 2^23 on g is infinite, and score64 decides everywhere.
 ErrorBound error_bound(double largest_square, int64_t D) {
-  constexpr double up = 1.0 + 0x1p-16, tiny = 0x1p-126;
+  constexpr double up = 1.0 + 0x1p-16, tiny = 0x1p-124;
   const double ru = double(D + 4) * 0x1p-24;
-  const double g = ru < 0.5 ? ru / (1.0 - ru) : std::numeric_limits<double>::infinity();
+  const double g = ru < 0.5 ? ru / (1.0 - ru) : kFar;
   const double C = std::sqrt(largest_square) * up, q = double(D + 3) * 0x1p-53;
   return {.norm_scale = float((1.0 + 2.0 * g) * up),
-          .norm_floor = float(double(D) * tiny),
+          .norm_floor = float(tiny),
           .C = float(C * up),
           .half_square = float(0.5 * C * C * up),
           .a2 = float(q * up),
           .a1 = float(2.0 * (g + q) * C * up + tiny),
-          .a0 = float(((g + q) * C * C + double(D) * 0x1p-148) * up + tiny)};
+          .a0 = float((g + q) * C * C * up + tiny)};
 }
 
 void run(const LookupOp& op, Stream) {
