@@ -1,5 +1,6 @@
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <functional>
@@ -46,7 +47,7 @@ LookupShape parse_shape(const std::string& text) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   const LookupShape shape{sizes[0], sizes[1], sizes[2]};
   if (shape.N > kMost || shape.K > kMost || shape.D > kMost ||
-      shape.bytes() > double(available_bytes(Device::cpu)))
+      2.0 * shape.bytes() > double(available_bytes(Device::cpu)))
     throw Error(ErrorKind::usage, fmt::format("shape {} does not fit into memory", text),
                 "use fewer latents, codes or elements", "--shape");
   return shape;
@@ -106,7 +107,8 @@ class CompareCommand : public Command {
     o.option("op", op_, "which op: lookup");
     o.list("variant", variant_texts_, "variants V,... to compare; all if not given");
     o.list("shape", shape_texts_, "N,K,D: latents, codes, elements of a code; repeatable");
-    o.option("seconds", seconds_, 1, 600, "time-out of the timing of one variant at one shape");
+    o.option("seconds", seconds_, 0, 600,
+             "time-out of the timing of one variant at one shape; 0: one sample");
     o.flag("hot", hot_, "leave the caches warm between samples");
     o.flag("list", list_, "show the variants and what they are, and stop");
   }
@@ -170,7 +172,7 @@ Result CompareCommand::verify(const LookupVariant& variant, LookupCase& tied, Lo
   result.wrong = tied.wrong();
   result.rows_checked = tied.rows_checked();
   const double expected_seconds = 1e-3 * probe_ms * double(plain.shape().N) / double(tied.shape().N);
-  if (expected_seconds <= kPatience * double(seconds_)) {
+  if (expected_seconds <= kPatience * std::max(1.0, double(seconds_))) {
     plain.run(variant);
     result.wrong += plain.wrong();
     result.rows_checked += plain.rows_checked();
@@ -234,7 +236,7 @@ CommandResult CompareCommand::run(const CommonOptions& common) {
   const Runtime runtime(common.device == "auto" ? "cpu" : common.device, int(common.threads));
   if (runtime.device() != Device::cpu)
     throw Error(ErrorKind::device, "lookup has no CUDA variants", "use --device cpu", "--device");
-  const Ceilings ceilings = measure_ceilings();
+  const Ceilings ceilings = measure_ceilings(std::min(1.0, double(seconds_)));
   if (!common.json) {
     fmt::print("{}, {} threads: copy {:.1f} GB/s, fp32 product {:.4f} TFLOP/s\n\n", runtime.device_name(),
                worker_count(), ceilings.copy_gb_s, ceilings.product_tflop_s);
@@ -250,14 +252,15 @@ CommandResult CompareCommand::run(const CommonOptions& common) {
   for (const LookupShape& shape : shapes_)
     for (const Result& result : compare_shape(shape, ceilings)) {
       if (!common.json) print(result);
-      if (result.status == "WRONG") command.exit_code = int(ErrorKind::verification);
+      if (result.status == "WRONG") {
+        command.exit_code = int(ErrorKind::verification);
+        fmt::print(stderr, "error: lookup variant '{}' is wrong on {} of {} rows (--shape {})\n",
+                   result.variant->name, result.wrong, result.rows_checked, result.shape_text());
+        fmt::print(stderr, "hint: use another variant; `{}` repeats this\n", result.repro(hot_));
+      }
       cases.push_back(result.to_json(hot_));
     }
   command.json["cases"] = cases;
-  if (command.exit_code != 0)
-    fmt::print(
-        stderr,
-        "error: a variant computed wrong codes (compare)\nhint: the rows marked WRONG; do not use it\n");
   return command;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 
 #include "command.hpp"
 #include "engine/checkpoint.hpp"
@@ -61,6 +62,19 @@ std::vector<std::string> findings(const Config& config, const CodebookSummary& s
   return list;
 }
 
+// The codebook's last logged movement, or null: a checkpoint holds one moment only.
+Json last_drift(const std::string& run) {
+  std::ifstream file(run + "/metrics.jsonl");
+  Json drift;
+  for (std::string line; std::getline(file, line);) try {
+      const Json json = parse_json(line, "metrics.jsonl");
+      if (const Json* value = json.find("drift")) drift = *value;
+    } catch (const Error&) {
+      break;  // a killed run may leave half a line
+    }
+  return drift;
+}
+
 class InspectCommand : public Command {
  public:
   void declare(Options& o) override {
@@ -99,7 +113,7 @@ class InspectCommand : public Command {
     return json;
   }
 
-  static void add_codebook(Json& json, const Config& config, const Checkpoint& checkpoint) {
+  void add_codebook(Json& json, const Config& config, const Checkpoint& checkpoint) const {
     const CodebookSummary s = summarise_codebook(checkpoint, config.quantizer.restart_threshold);
     Json codebook = Json::object();
     codebook["size"] = s.size;
@@ -108,6 +122,7 @@ class InspectCommand : public Command {
     codebook["dead"] = s.dead;
     codebook["age"] = s.mean_age;
     codebook["norm"] = s.mean_norm;
+    codebook["drift"] = last_drift(run_);
     json["codebook"] = codebook;
     const int64_t d = config.model.downsampling;
     const ImageShape& shape = checkpoint.facts().shape;

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
+#include <csignal>
 #include <cstdio>
 #include <new>
 
@@ -154,4 +155,8 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace vqlab
 
-int main(int argc, char** argv) { return vqlab::run(argc, argv); }
+int main(int argc, char** argv) {
+  std::signal(SIGXFSZ,
+              SIG_IGN);  // a file size limit is then an error of write, with its message and exit code
+  return vqlab::run(argc, argv);
+}

@@ -49,11 +49,11 @@ void CopyCeiling::run() {
   });
 }
 
-Ceilings measure_ceilings() {
+Ceilings measure_ceilings(double seconds) {
   ProductCeiling product;
   CopyCeiling copy;
   const std::array<std::function<void()>, 2> calls = {[&] { product.run(); }, [&] { copy.run(); }};
-  const std::vector<Timing> timings = measure(calls, {.seconds = 1.0});
+  const std::vector<Timing> timings = measure(calls, {.seconds = seconds, .cold = false});
   return {.copy_gb_s = copy.bytes() / timings[1].median_ms * 1e-6,
           .product_tflop_s = ProductCeiling::kFlop / timings[0].median_ms * 1e-9};
 }

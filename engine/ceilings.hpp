@@ -31,6 +31,7 @@ class CopyCeiling {
 struct Ceilings {
   double copy_gb_s = 0.0, product_tflop_s = 0.0;  // medians
 };
-Ceilings measure_ceilings();
+// Takes about `seconds` for each of the two.
+Ceilings measure_ceilings(double seconds);
 
 }  // namespace vqlab

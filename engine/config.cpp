@@ -197,6 +197,9 @@ void check_together(const Config& c, const std::string& where) {
   if (c.train.warmup_steps > 0 && c.train.schedule != "cosine")
     fail("train.warmup_steps belongs to the cosine schedule",
          "set train.schedule = \"cosine\" or warmup_steps = 0", where);
+  if (c.train.patience > 0 && c.data.validation == 0)
+    fail("train.patience needs evaluations, and data.validation = 0 leaves no images for them",
+         "set data.validation, or train.patience = 0", where);
   if (c.name.empty() || c.name.find('/') != std::string::npos)
     fail(fmt::format("name = \"{}\" cannot name a run directory", c.name), "choose a name without slashes",
          where);

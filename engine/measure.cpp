@@ -1,10 +1,9 @@
 #include "measure.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 
 #include "kernels/core/check.hpp"
 #include "kernels/core/parallel.hpp"
@@ -88,9 +87,11 @@ std::vector<Timing> measure(std::span<const std::function<void()>> candidates,
   return timings;
 }
 
+// Not sysconf, which on some virtual machines adds up the caches of the whole host.
 int64_t last_level_cache_bytes() {
-  const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return bytes > 0 ? int64_t(bytes) : int64_t(32) << 20;
+  int64_t kib = 0;
+  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;  // "32768K"
+  return (kib > 0 ? kib : int64_t(32) << 10) << 10;
 }
 
 }  // namespace vqlab

@@ -30,7 +30,7 @@ std::vector<Timing> measure(std::span<const std::function<void()>> candidates, c
 // against outliers.
 Timing summarise(std::vector<double> samples_ms, const MeasureOptions& options);
 
-// Bytes of the last-level cache, 32 MiB where the system does not tell.
+// Bytes of the last-level cache that one core reaches; 32 MiB where the system does not tell.
 int64_t last_level_cache_bytes();
 
 }  // namespace vqlab

@@ -224,7 +224,8 @@ void Training::evaluate_epoch(int64_t epoch) {
     line["step"] = trainer_.steps_done();
     line["epoch"] = epoch;
     line["split"] = "validation";
-    for (const auto& [key, value] : e.to_json().members()) line[key] = value;
+    const Json figures = e.to_json();
+    for (const auto& [key, value] : figures.members()) line[key] = value;
     metrics_->write_line(line.dump());
     metrics_->sync();
     observer_.on_evaluation(epoch, e, newest_is_best_);

@@ -23,8 +23,6 @@ std::string little_endian(uint64_t value, int bytes) {
   return text;
 }
 
-// ---- safetensors
-
 std::string tensor_file(const std::string& header, const std::string& data = "") {
   return little_endian(header.size(), 8) + header + data;
 }
@@ -77,8 +75,6 @@ int count_refused_flips(const std::string& file, size_t bytes, const Read& read)
   return refused;
 }
 
-// ---- npy
-
 std::string npy_file(const std::string& header, const std::string& data, int major = 1) {
   return "\x93NUMPY" + std::string(1, char(major)) + std::string(1, '\0') +
          little_endian(header.size(), major == 1 ? 2 : 4) + header + data;
@@ -87,8 +83,6 @@ std::string npy_file(const std::string& header, const std::string& data, int maj
 std::string npy_dict(const std::string& descr, const std::string& order, const std::string& shape) {
   return "{'descr': '" + descr + "', 'fortran_order': " + order + ", 'shape': " + shape + ", }\n";
 }
-
-// ---- PNG
 
 // The picture as libpng's own reader sees it.
 std::vector<uint8_t> decode(const std::string& png, int64_t height, int64_t width, int64_t channels) {
@@ -196,12 +190,12 @@ TEST_CASE("safetensors: malformed files are refused", "[bad-input]") {
       {tensor_file(""), "does not start with '{'"},
       {tensor_file(" {}"), "does not start with '{'"},
       {tensor_file("[]"), "does not start with '{'"},
-      {tensor_file("{\"x\":}"), "invalid JSON"},
+      {tensor_file("{\"x\":}"), "the header: invalid JSON"},
       {tensor_file("{\"\xFF\":{}}"), "invalid JSON"},
       {tensor_file("{}{}"), "invalid JSON"},
       {tensor_file("{\"x\":{\"shape\":[[1]]}}"), "nested deeper"},
       {tensor_file("{\"x\":{" + fields + "},\"x\":{" + fields + "}}", "data"), "key 'x' occurs twice"},
-      {tensor_file("{\"x\":1}"), "expected an object"},
+      {tensor_file("{\"x\":1}"), "tensor 'x': expected an object"},
       {tensor_file("{\"\":{" + fields + "}}", "data"), "the name is empty"},
       {tensor_file("{\"__metadata__\":{\"a\":1}}"), "expected a string"},
       {tensor_file("{\"__metadata__\":[]}"), "expected an object"},
@@ -210,14 +204,16 @@ TEST_CASE("safetensors: malformed files are refused", "[bad-input]") {
       {one_tensor(fields, 5), "1 bytes behind the last tensor"},
       {one_tensor(fields + R"(,"more":1)", 4), "nothing else"},
       {one_tensor(R"("dtype":"F32","shape":[1])", 4), "tensor 'x': expected dtype"},
-      {one_tensor(R"("dtype":"F32","shape":[1],"offsets":[0,4])", 4), "'data_offsets' is missing"},
+      {one_tensor(R"("dtype":"F32","shape":[1],"offsets":[0,4])", 4),
+       "tensor 'x': key 'data_offsets' is missing"},
       {one_tensor(R"("dtype":"F16","shape":[2],"data_offsets":[0,4])", 4),
        "tensor 'x': dtype 'F16' is not one of"},
       {one_tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4])", 4),
        "tensor 'x': 4 bytes for shape [2]"},
       {one_tensor(R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])", 4), "impossible shape [-1]"},
-      {one_tensor(R"("dtype":"F32","shape":[1.0],"data_offsets":[0,4])", 4), "expected an integer"},
-      {one_tensor(R"("dtype":"F32","shape":1,"data_offsets":[0,4])", 4), "expected an array"},
+      {one_tensor(R"("dtype":"F32","shape":[1.0],"data_offsets":[0,4])", 4),
+       "tensor 'x': expected an integer"},
+      {one_tensor(R"("dtype":"F32","shape":1,"data_offsets":[0,4])", 4), "tensor 'x': expected an array"},
       {one_tensor(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4])", 4),
        "impossible shape"},
       {one_tensor(R"("dtype":"F32","shape":[2147483648,4294967296],"data_offsets":[0,0])", 0),
@@ -225,6 +221,7 @@ TEST_CASE("safetensors: malformed files are refused", "[bad-input]") {
       {one_tensor(R"("dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0])", 0),
        "impossible shape"},
       {one_tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0])", 4), "not a pair"},
+      {one_tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0,4,4])", 4), "not a pair"},
       {one_tensor(R"("dtype":"F32","shape":[1],"data_offsets":[4,0])", 4), "it stands at bytes 4 to 0"},
       {one_tensor(R"("dtype":"F32","shape":[1],"data_offsets":[-4,0])", 4), "it stands at bytes -4 to 0"},
       {tensor_file(pair("[0,2]", "[1,3]"), "dat"), "tensor 'b' begins at byte 1 and not at 2"},

@@ -132,10 +132,12 @@ TEST_CASE("json: layout of the written text", "[unit]") {
 
 TEST_CASE("json: invalid UTF-8 is replaced when written", "[unit]") {
   const std::string mark = "\xEF\xBF\xBD";
-  // A lone byte, a sequence cut short, an overlong zero, a surrogate, a value beyond U+10FFFF.
+  // A lone byte, a sequence cut short, overlong zeros, a surrogate, a value beyond U+10FFFF.
   CHECK(Json("a\xFFz").dump() == "\"a" + mark + "z\"");
   CHECK(Json("\xE2\x82").dump() == "\"" + mark + mark + "\"");
   CHECK(Json("\xC0\x80").dump() == "\"" + mark + mark + "\"");
+  CHECK(Json("\xE0\x80\x80").dump() == "\"" + mark + mark + mark + "\"");
+  CHECK(Json("\xF0\x80\x80\x80").dump() == "\"" + mark + mark + mark + mark + "\"");
   CHECK(Json("\xED\xA0\x80").dump() == "\"" + mark + mark + mark + "\"");
   CHECK(Json("\xF4\x90\x80\x80").dump() == "\"" + mark + mark + mark + mark + "\"");
   CHECK(Json("\xF4\x8F\xBF\xBF").dump() == "\"\xF4\x8F\xBF\xBF\"");

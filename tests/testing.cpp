@@ -34,8 +34,9 @@ void require_close(const View<const float>& actual, const std::vector<double>& e
   }
   INFO(what << ": " << failures << " of " << actual.size() << " differ by more than " << tolerance);
   if (failures > 0) {
-    FAIL("first at " << first << ": " << actual.data[first] << " expected " << expected[size_t(first)] << "; worst at "
-                     << worst << ": " << actual.data[worst] << " expected " << expected[size_t(worst)]);
+    FAIL("first at " << first << ": " << actual.data[first] << " expected " << expected[size_t(first)]
+                     << "; worst at " << worst << ": " << actual.data[worst] << " expected "
+                     << expected[size_t(worst)]);
   }
 }
 
@@ -44,7 +45,8 @@ std::vector<float> normal_floats(int64_t count, uint64_t seed) {
   std::vector<float> values(size_t(count), 0.0f);
   for (int64_t i = 0; i < count; ++i) {
     const auto bits = random_bits(key, uint64_t(i));
-    const double u = (double(bits.v[0]) + 1.0) * 0x1p-32, angle = double(bits.v[1]) * 0x1p-32 * 6.283185307179586;
+    const double u = (double(bits.v[0]) + 1.0) * 0x1p-32,
+                 angle = double(bits.v[1]) * 0x1p-32 * 6.283185307179586;
     values[size_t(i)] = float(std::sqrt(-2.0 * std::log(u)) * std::cos(angle));
   }
   return values;
@@ -71,7 +73,8 @@ CommandResult run_vqlab(const std::string& arguments) {
   return {code, read_all(directory / "out"), read_all(directory / "err")};
 }
 
-void require_failure(const CommandResult& result, int exit_code, const std::string& what, const std::string& hint) {
+void require_failure(const CommandResult& result, int exit_code, const std::string& what,
+                     const std::string& hint) {
   INFO("stdout:\n" << result.out << "\nstderr:\n" << result.err);
   REQUIRE(result.exit_code == exit_code);
   const size_t error_at = result.err.find("error: "), hint_at = result.err.find("hint: ");

@@ -17,13 +17,14 @@
 
 namespace vqlab::testing {
 
-// Passes only if |actual - expected| <= tolerance for every element, written so that NaN fails. Otherwise reports the
-// number of failures, the first and the worst index, and both values. `tolerance` is derived at the call, with its reason.
+// Passes only if |actual - expected| <= tolerance for every element, written so that NaN fails. Otherwise
+// reports the number of failures, the first and the worst index, and both values. `tolerance` is derived at
+// the call, with its reason.
 void require_close(const View<const float>& actual, const std::vector<double>& expected, double tolerance,
                    const std::string& what);
 
-// A buffer between two guard bands of a known pattern, its start shifted by `offset` elements from alignment. Filled
-// with 0xFF bytes (NaN in float, -1 in int). check_guards() fails the test if a band was written.
+// A buffer between two guard bands of a known pattern, its start shifted by `offset` elements from alignment.
+// Filled with 0xFF bytes (NaN in float, -1 in int). check_guards() fails the test if a band was written.
 template <class T>
 class Guarded {
  public:
@@ -36,7 +37,8 @@ class Guarded {
   View<T> view(std::initializer_list<int64_t> dims) { return View<T>(data(), dims); }
   void check_guards() const {
     const unsigned char* end = memory_.data() + memory_.size();
-    for (const unsigned char* p = memory_.data(); p < memory_.data() + kBand + size_t(offset_) * sizeof(T); ++p)
+    for (const unsigned char* p = memory_.data(); p < memory_.data() + kBand + size_t(offset_) * sizeof(T);
+         ++p)
       if (*p != kPattern) FAIL("guard band before the buffer was overwritten");
     for (const unsigned char* p = end - kBand; p < end; ++p)
       if (*p != kPattern) FAIL("guard band after the buffer was overwritten");
@@ -72,7 +74,9 @@ struct CommandResult {
 // Runs build/.../vqlab with a shell command line of arguments.
 CommandResult run_vqlab(const std::string& arguments);
 
-// A bad-input test in one line: exit code, an `error:` line that contains `what`, a `hint:` line that contains `hint`.
-void require_failure(const CommandResult& result, int exit_code, const std::string& what, const std::string& hint);
+// A bad-input test in one line: exit code, an `error:` line that contains `what`, a `hint:` line that
+// contains `hint`.
+void require_failure(const CommandResult& result, int exit_code, const std::string& what,
+                     const std::string& hint);
 
 }  // namespace vqlab::testing

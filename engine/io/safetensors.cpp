@@ -161,10 +161,12 @@ std::string encode_safetensors(std::span<const TensorEntry> tensors, const Tenso
 
 Safetensors::Safetensors(std::string bytes, std::string where)
     : file_(std::move(bytes)), where_(std::move(where)) {
+  std::string reading = "the header";
   try {
     const Json header = read_header(file_, data_begin_, where_);
     const int64_t data_size = int64_t(file_.size() - data_begin_);
     for (const auto& [name, json] : header.members()) {
+      reading = fmt::format("tensor '{}'", name);
       if (name == kMetadataKey) {
         for (const auto& [key, value] : json.members()) metadata_.emplace(key, value.as_string());
       } else {
@@ -179,7 +181,7 @@ Safetensors::Safetensors(std::string bytes, std::string where)
   } catch (const Error& error) {
     // What is malformed JSON to the parser is a damaged checkpoint to the user.
     if (error.kind() != ErrorKind::data) throw;
-    fail(fmt::format("damaged header: {}", error.what()), where_);
+    fail(fmt::format("{}: {}", reading, error.what()), where_);
   }
 }
 

@@ -30,7 +30,7 @@ ConvSides conv_sides(const ConvGeometry& g, const View<const float>& input, cons
 }
 
 bool scatters(const ConvSides& sides, Direction direction) {
-  return direction == Direction::to_large && sides.large.c <= ScatterPass::kFewChannels;
+  return direction == Direction::to_large && ScatterPass::serves(sides);
 }
 
 int64_t convolve_bytes(const ConvSides& sides, Direction direction) {
@@ -96,11 +96,13 @@ void check_shapes(const char* what, const ConvGeometry& g, const View<const floa
              output.shape());
   VQ_REQUIRE(!bias || bias.size() == output[3], "{}: bias {} does not fit output {}", what, bias.shape(),
              output.shape());
-  // Offsets within a padded shard are 32 bits wide.
+  // Offsets within a shard are 32 bits wide.
   const ConvSides sides = conv_sides(g, input, output);
-  for (const Direction direction : {Direction::to_small, Direction::to_large})
-    VQ_REQUIRE(kConvShard * padded_source(sides, direction).size() <= std::numeric_limits<int32_t>::max(),
-               "{}: images of input {} and output {} are too large", what, input.shape(), output.shape());
+  const int64_t largest = std::max(
+      {padded_source(sides, Direction::to_small).size(), padded_source(sides, Direction::to_large).size(),
+       scatters(sides, Direction::to_large) ? sides.small.pixels() * sides.patch_size() : 0});
+  VQ_REQUIRE(kConvShard * largest <= std::numeric_limits<int32_t>::max(),
+             "{}: images of input {} and output {} are too large", what, input.shape(), output.shape());
 }
 
 void check_scratch(const char* what, const View<std::byte>& scratch, int64_t needed) {

@@ -1,5 +1,6 @@
-// 2-d convolution and transposed convolution, NHWC, fp32, with bias and ReLU. CPU: oneDNN, one call per shard
-// of kConvShard images, gradients added in shard order, so no result depends on the number of threads.
+// 2-d convolution and transposed convolution, NHWC, fp32, with bias and ReLU (which keeps NaN). CPU: matrix
+// products over shards of kConvShard images. Each output element is one sum in a fixed order, gradients are
+// added in shard order: no result depends on the number of threads, nor an image on the rest of its batch.
 #pragma once
 
 #include "../core/op.hpp"

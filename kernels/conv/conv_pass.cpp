@@ -8,14 +8,14 @@ namespace {
 constexpr int64_t kSumGrain = 4096;  // elements
 
 ConvSides patch_sides(const ConvSides& s) {
-  return {.large = {s.small.h, s.small.w, s.kernel * s.kernel * s.large.c},
+  return {.large = {s.small.h, s.small.w, s.patch_size()},
           .small = s.small,
           .kernel = 1,
           .stride = 1,
           .padding = 0};
 }
 
-// Adds the first of `stride`-spaced arrays to the others, in their order.
+// Adds to the first of `count` arrays the others, in their order.
 VQ_MULTIVERSION void add_arrays(float* sum, int64_t stride, int64_t count, int64_t begin, int64_t end) {
   for (int64_t array = 1; array < count; ++array) {
     const float* other = sum + array * stride;
@@ -148,9 +148,8 @@ WeightPass::WeightPass(const ConvSides& sides, int64_t shards, ScratchCutter& sc
     : sides_(sides),
       source_(padded_source(sides, Direction::to_small)),
       padded_(needs_padding(source_, sides.large)),
-      offsets_(scratch, kConvShard * sides.small.pixels(), sides.kernel * sides.kernel * sides.large.c),
-      gradients_(scratch, shards,
-                 panels(sides.small.c) * kPanel * sides.kernel * sides.kernel * sides.large.c),
+      offsets_(scratch, kConvShard * sides.small.pixels(), sides.patch_size()),
+      gradients_(scratch, shards, panels(sides.small.c) * kPanel * sides.patch_size()),
       padded_sources_(scratch, worker_count(), padded_ ? kConvShard * source_.size() : 0),
       padded_rights_(scratch, worker_count(),
                      sides.small.c % kPanel == 0
@@ -178,7 +177,7 @@ void WeightPass::run(int64_t shard, const float* large, const float* small, int6
                                      .row_offset = offsets_.row,
                                      .term_offset = offsets_.term,
                                      .rows = rows,
-                                     .terms = sides_.kernel * sides_.kernel * sides_.large.c},
+                                     .terms = sides_.patch_size()},
                          .right = small,
                          .columns = columns});
 }

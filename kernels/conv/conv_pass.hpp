@@ -1,5 +1,5 @@
-// The three passes of a convolution over shards of images, and how each cuts the scratch of its op. Private
-// to conv2d.cpp.
+// The passes of a convolution over shards of images, each with its parts of the op's scratch. Private to
+// conv2d.cpp.
 #pragma once
 
 #include "patch_grid.hpp"
@@ -37,7 +37,7 @@ struct FloatArrays {
   float* operator[](int64_t i) const { return first + i * size; }
 };
 
-// Of all grids of a product, one after the other.
+// The offsets of all grids of a product, one after the other.
 struct Offsets {
   int32_t *row, *output, *term;
 
@@ -79,7 +79,7 @@ class SidePass {
 // convolution computes for each small pixel the whole patch that it adds to the large image.
 class ScatterPass {
  public:
-  static constexpr int64_t kFewChannels = 4;
+  static bool serves(const ConvSides& sides) { return sides.large.c <= 4; }
 
   ScatterPass(const ConvSides& sides, ScratchCutter& scratch);
 
@@ -116,7 +116,7 @@ class WeightPass {
   FloatArrays gradients_, padded_sources_, padded_rights_;
 };
 
-// The gradient of the bias: the sum of a matrix's rows. To fill vectors, `pixels` rows are added at once.
+// The gradient of the bias: the sum over all pixels, of about 64 / channels pixels at once to fill vectors.
 class BiasPass {
  public:
   BiasPass(int64_t channels, int64_t shards, ScratchCutter& scratch);

@@ -109,7 +109,7 @@ void pack_weight(const PatchGrid& grid, const ConvSides& sides, Direction direct
 }
 
 void unpack_gradient(const ConvSides& sides, const float* packed, float* weight) {
-  const int64_t terms = sides.kernel * sides.kernel * sides.large.c;
+  const int64_t terms = sides.patch_size();
   for (int64_t n = 0; n < sides.small.c; ++n)
     for (int64_t k = 0; k < terms; ++k)
       weight[n * terms + k] = packed[(n / kPanel * terms + k) * kPanel + n % kPanel];

@@ -25,7 +25,9 @@ struct ConvSides {
   ImageSize large, small;
   int64_t kernel, stride, padding;
 
-  int64_t weight_size() const { return small.c * kernel * kernel * large.c; }
+  int64_t patch_size() const {
+    return kernel * kernel * large.c;
+  }  // what a small pixel reads of the large side
 };
 
 // The images that a product reads, with `before` zero rows above and columns to the left; h and w are the

@@ -1,6 +1,9 @@
 // The one exception type and the checks that throw it.
 #pragma once
 
+#if defined(__NVCC__)
+#define FMT_USE_CONSTEXPR 1  // fmt 9 turns constexpr off for nvcc, and its consteval then does not compile
+#endif
 #include <fmt/core.h>
 
 #include <source_location>

@@ -1,0 +1,380 @@
+// The program as its users meet it: commands, exit codes, JSON, killed runs.
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+#include "engine/io/file.hpp"
+#include "engine/io/json.hpp"
+#include "synthetic.hpp"
+
+namespace vqlab::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A directory with a small set and a configuration for it.
+class Desk {
+ public:
+  explicit Desk(int64_t height = 8, int64_t width = 8, int64_t channels = 1) {
+    fs::create_directories(directory_ / "data");
+    write_synthetic_set(directory_ / "data", 80, height, width, channels);
+    std::ofstream(config()) << tiny_config(directory_ / "data");
+  }
+  std::string config() const { return directory_ / "tiny.toml"; }
+  std::string operator/(const std::string& name) const { return directory_ / name; }
+  std::string train(const std::string& run) const {
+    return "train " + config() + " --run " + (directory_ / run) + " ";
+  }
+
+ private:
+  TemporaryDirectory directory_;
+};
+
+Json json_of(const CommandResult& result) {
+  INFO(result.out << result.err);
+  REQUIRE(result.exit_code == 0);
+  REQUIRE(std::count(result.out.begin(), result.out.end(), '\n') == 1);
+  return parse_json(result.out, "stdout");
+}
+
+void require_keys(const Json& json, const std::vector<std::string>& keys) {
+  for (const std::string& key : keys) {
+    INFO(key);
+    REQUIRE(json.find(key) != nullptr);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("cli: help lists every command and every option has its default", "[cli]") {
+  const CommandResult help = run_vqlab("--help");
+  CHECK(help.exit_code == 0);
+  for (const char* name :
+       {"train", "eval", "reconstruct", "encode", "decode", "compare", "inspect", "doctor"})
+    CHECK(help.out.find(name) != std::string::npos);
+  const CommandResult eval = run_vqlab("eval --help");
+  CHECK(eval.out.find("--split") != std::string::npos);
+  CHECK(eval.out.find("[test]") != std::string::npos);
+  CHECK(eval.out.find("{train,validation,test}") != std::string::npos);
+}
+
+TEST_CASE("cli: a set goes through train and eval and encode and decode and reconstruct", "[cli]") {
+  // 30 x 33 colour pictures: no side is a multiple of 4.
+  const Desk desk(30, 33, 3);
+  const Json trained = json_of(run_vqlab(desk.train("run") + "--json"));
+  require_keys(trained, {"run", "steps", "epochs", "seconds", "images_per_second", "peak_bytes", "device",
+                         "weights_sha256", "final", "stopped_by"});
+  require_keys(trained.at("final"), {"loss", "reconstruction", "commitment"});
+  CHECK(trained.at("steps").as_integer() == 24);
+  CHECK(trained.at("stopped_by").as_string() == "epochs");
+  CHECK(trained.at("weights_sha256").as_string() ==
+        sha256_hex(read_file(desk / "run/ckpt/last/model.safetensors", 1 << 24)));
+  for (const char* name :
+       {"config.toml", "command.txt", "env.json", "metrics.jsonl", "samples/step-00000024.png"})
+    CHECK(fs::exists(desk / (std::string("run/") + name)));
+
+  for (const char* split : {"train", "validation", "test"}) {
+    const Json e = json_of(run_vqlab("eval " + (desk / "run") + " --json --split " + split));
+    require_keys(
+        e, {"split", "images", "mse", "nmse", "psnr_db", "psnr_db_mean", "ssim", "codes_used",
+            "codebook_size", "perplexity", "bits_per_image_nominal", "bits_per_image_entropy", "device"});
+    CHECK(e.at("images").as_integer() == (split == std::string("train")  ? 64
+                                          : split == std::string("test") ? 24
+                                                                         : 16));
+    CHECK(e.at("bits_per_image_nominal").as_number() == 8 * 9 * 4);
+  }
+
+  const Json encoded =
+      json_of(run_vqlab("encode " + (desk / "run") + " -o " + (desk / "codes.npy") + " --json"));
+  CHECK(encoded.at("shape").dump() == "[24, 8, 9]");
+  CHECK(encoded.at("dtype").as_string() == "uint8");
+  json_of(run_vqlab("decode " + (desk / "run") + " " + (desk / "codes.npy") + " -o " + (desk / "decoded") +
+                    " --json"));
+  const Json rebuilt =
+      json_of(run_vqlab("reconstruct " + (desk / "run") + " --count 0 -o " + (desk / "rebuilt") + " --json"));
+  CHECK(rebuilt.at("images").as_integer() == 24);
+  CHECK(rebuilt.at("files").as_integer() == 72);
+  for (const char* index : {"00000", "00007", "00023"}) {
+    const std::string name = std::string("image-") + index + "-reconstruction.png";
+    CHECK(read_file(desk / ("decoded/" + name), 1 << 20) == read_file(desk / ("rebuilt/" + name), 1 << 20));
+  }
+}
+
+TEST_CASE("cli: inspect and doctor describe themselves", "[cli]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json"));
+  const Json inspected = json_of(run_vqlab("inspect " + (desk / "run") + " --json"));
+  require_keys(inspected, {"config", "step", "tensors", "codebook", "findings"});
+  require_keys(inspected.at("codebook"), {"used", "perplexity", "dead", "age", "norm", "drift"});
+  CHECK(inspected.at("step").as_integer() == 24);
+  const Json doctor = json_of(run_vqlab("doctor --json"));
+  require_keys(doctor, {"device", "libraries", "variants"});
+  for (const Json& variant : doctor.at("variants").items()) CHECK(variant.at("trusted").as_bool());
+}
+
+TEST_CASE("cli: dry run and print-config leave nothing behind", "[cli]") {
+  const Desk desk;
+  const CommandResult dry = run_vqlab(desk.train("run") + "--dry-run");
+  CHECK(dry.exit_code == 0);
+  CHECK(dry.out.find("largest batch") != std::string::npos);
+  CHECK(dry.out.find("memory:") != std::string::npos);
+  const CommandResult printed = run_vqlab(desk.train("run") + "--print-config --set quantizer.dim=5");
+  CHECK(printed.out.find("dim = 5") != std::string::npos);
+  CHECK_FALSE(fs::exists(desk / "run"));
+}
+
+TEST_CASE("cli: threads 1 and 2 give the same weights", "[cli]") {
+  const Desk desk;
+  const Json one = json_of(run_vqlab(desk.train("a") + "--json --threads 1"));
+  const Json two = json_of(run_vqlab(desk.train("b") + "--json --threads 2"));
+  CHECK(one.at("weights_sha256").as_string() == two.at("weights_sha256").as_string());
+}
+
+TEST_CASE("cli: a run killed at any moment resumes to the same weights", "[cli]") {
+  const Desk desk;
+  const std::string more = " --set train.epochs=25 --set checkpoint.every_steps=3";
+  const std::string whole =
+      json_of(run_vqlab(desk.train("whole") + "--json" + more)).at("weights_sha256").as_string();
+  for (const double seconds : {0.01, 0.03, 0.06, 0.1, 0.15, 0.2}) {
+    const std::string run = "killed-" + std::to_string(seconds);
+    const std::string kill = "timeout -s KILL " + std::to_string(seconds) + " " + VQLAB_BINARY + " " +
+                             desk.train(run) + more + " >/dev/null 2>&1";
+    const int status = std::system(kill.c_str());
+    (void)status;  // whether it was killed or had finished, the next line must end at the same weights
+    const bool started = fs::exists(desk / (run + "/config.toml"));
+    const std::string again =
+        started ? "train --resume " + (desk / run) : desk.train(run) + more + " --force";
+    INFO("killed after " << seconds << " s, " << (started ? "resumed" : "before it had begun"));
+    CHECK(json_of(run_vqlab(again + " --json")).at("weights_sha256").as_string() == whole);
+  }
+}
+
+TEST_CASE("cli: SIGTERM and SIGINT finish the step and save and say so", "[cli]") {
+  const Desk desk;
+  for (const auto& [signal, code] : {std::pair{"TERM", 143}, std::pair{"INT", 130}}) {
+    const std::string run = std::string("run-") + signal;
+    const TemporaryDirectory scratch;
+    // A run far longer than the wait; its lock file holds the process number.
+    const std::string script = std::string(VQLAB_BINARY) + " " + desk.train(run) +
+                               "--json --set train.epochs=1000000 >" + (scratch / "out") +
+                               " 2>/dev/null & p=$!; " + "for i in $(seq 100); do [ -e " +
+                               (desk / (run + "/ckpt/step-00000005")) +
+                               " ] && break; sleep 0.05; done; kill -" + signal + " $p; wait $p; exit $?";
+    const int status = std::system(("bash -c '" + script + "'").c_str());
+    REQUIRE(WIFEXITED(status));
+    CHECK(WEXITSTATUS(status) == code);
+    const Json json = parse_json(read_file(scratch / "out", 1 << 20), "stdout");
+    CHECK(json.at("stopped_by").as_string() == "signal");
+    const Json inspected = json_of(run_vqlab("inspect " + (desk / run) + " --json"));
+    CHECK(inspected.at("step").as_integer() == json.at("steps").as_integer());
+  }
+}
+
+TEST_CASE("cli: unknown commands and options get the nearest name", "[bad-input]") {
+  require_failure(run_vqlab("trian x.toml"), 2, "", "vqlab train");
+  require_failure(run_vqlab("eval"), 2, "run", "--help");
+  require_failure(run_vqlab("eval x --splt test"), 2, "--splt", "--help");
+  require_failure(run_vqlab("eval x --split tset"), 2, "tset", "--help");
+  require_failure(run_vqlab("train --threads -3 x.toml"), 2, "threads", "--help");
+}
+
+TEST_CASE("cli: a missing configuration is named", "[bad-input]") {
+  require_failure(run_vqlab("train /nonexistent.toml"), 2,
+                  "cannot read the configuration file (/nonexistent.toml)", "fmnist-s.toml");
+  require_failure(run_vqlab("train"), 2, "needs a configuration", "fmnist-s.toml");
+}
+
+TEST_CASE("cli: unknown keys and impossible values name the line", "[bad-input]") {
+  const Desk desk;
+  std::ofstream(desk.config(), std::ios::app) << "epochs = 3\n";
+  require_failure(run_vqlab(desk.train("run")), 2, "unknown key checkpoint.epochs", "did you mean");
+  require_failure(
+      run_vqlab("train " + std::string(VQLAB_SOURCE) + "/apps/configs/fmnist-s.toml --set train.epochs=0"), 2,
+      "train.epochs = 0 is out of range (--set train.epochs=0", "from 1");
+  CHECK_FALSE(fs::exists(desk / "run"));
+}
+
+TEST_CASE("cli: missing and truncated and foreign data are told apart", "[bad-input]") {
+  const Desk desk;
+  require_failure(run_vqlab(desk.train("run") + "--set data.path=/nonexistent"), 3, "(/nonexistent", "");
+  require_failure(run_vqlab(desk.train("run") + "--set data.kind=cifar"), 3, "", "");
+  const std::string images = desk / "data/train-images-idx3-ubyte";
+  fs::resize_file(images, fs::file_size(images) - 100);
+  require_failure(run_vqlab(desk.train("run")), 3, images, "");
+  std::ofstream(images, std::ios::binary) << "these are no images, but long enough for a header";
+  require_failure(run_vqlab(desk.train("run")), 3, "magic", "");
+  CHECK_FALSE(fs::exists(desk / "run"));
+}
+
+TEST_CASE("cli: a validation split that leaves nothing is refused", "[bad-input]") {
+  const Desk desk;
+  require_failure(run_vqlab(desk.train("run") + "--set data.validation=80"), 2,
+                  "leaves none of the 80 images", "lower data.validation");
+}
+
+TEST_CASE("cli: an existing run directory is not overwritten", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json"));
+  const std::string before = read_file(desk / "run/ckpt/last/model.safetensors", 1 << 24);
+  require_failure(run_vqlab(desk.train("run") + "--seed 5"), 2, "exists already", "--force");
+  CHECK(read_file(desk / "run/ckpt/last/model.safetensors", 1 << 24) == before);
+  json_of(run_vqlab(desk.train("run") + "--seed 5 --force --json"));
+  CHECK(read_file(desk / "run/ckpt/last/model.safetensors", 1 << 24) != before);
+  fs::create_directories(desk / "precious");
+  std::ofstream(desk / "precious/file") << "keep me";
+  require_failure(run_vqlab(desk.train("precious") + "--force"), 2, "replaces run directories only",
+                  "another --run");
+  CHECK(read_file(desk / "precious/file", 100) == "keep me");
+}
+
+TEST_CASE("cli: an unwritable run directory is a usage error", "[bad-input]") {
+  const Desk desk;
+  require_failure(run_vqlab("train " + desk.config() + " --run /proc/vqlab-run"), 2, "/proc/vqlab-run",
+                  "writable");
+  require_failure(run_vqlab("train " + desk.config() + " --run " + desk.config()), 2, "is a file",
+                  "another --run");
+}
+
+TEST_CASE("cli: a locked run directory is left alone", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json"));
+  const std::string command = "flock " + (desk / "run/run.lock") + " " + VQLAB_BINARY + " train --resume " +
+                              (desk / "run") + " 2>" + (desk / "err");
+  const int status = std::system(command.c_str());
+  CHECK(WEXITSTATUS(status) == 8);
+  const std::string err = read_file(desk / "err", 1 << 16);
+  CHECK(err.find("error: the run directory is in use") != std::string::npos);
+  CHECK(err.find("hint: ") != std::string::npos);
+}
+
+TEST_CASE("cli: of eight processes that race for a directory one wins", "[bad-input]") {
+  const Desk desk;
+  const std::string script = "for i in 1 2 3 4 5 6 7 8; do (" + std::string(VQLAB_BINARY) + " " +
+                             desk.train("run") + "--quiet >/dev/null 2>&1; echo $? >>" + (desk / "codes") +
+                             ") & done; wait";
+  REQUIRE(std::system(("bash -c '" + script + "'").c_str()) == 0);
+  std::ifstream codes(desk / "codes");
+  int winners = 0, others = 0;
+  for (int code; codes >> code;) {
+    winners += code == 0;
+    others += code == 8 || code == 2;  // in use, or finished already
+  }
+  CHECK(winners == 1);
+  CHECK(others == 7);
+}
+
+TEST_CASE("cli: a disk that fills up loses nothing", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json --max-steps 10"));
+  const std::string before =
+      json_of(run_vqlab("inspect " + (desk / "run") + " --json")).at("weights_sha256").as_string();
+  // A file size limit of 8 blocks of 1 KiB, below that of the checkpoint's files, stands for the full disk.
+  const std::string command = "ulimit -f 8; " + std::string(VQLAB_BINARY) + " train --resume " +
+                              (desk / "run") + " >/dev/null 2>" + (desk / "err");
+  const int status = std::system(("bash -c '" + command + "'").c_str());
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 5);
+  CHECK(read_file(desk / "err", 1 << 16).find("hint: ") != std::string::npos);
+  CHECK(json_of(run_vqlab("inspect " + (desk / "run") + " --json")).at("weights_sha256").as_string() ==
+        before);
+  json_of(run_vqlab("train --json --resume " + (desk / "run")));
+}
+
+TEST_CASE("cli: damaged and foreign checkpoints are refused", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json"));
+  require_failure(run_vqlab("eval " + (desk / "run") + " --checkpoint " + (desk / "nowhere")), 4,
+                  "no such checkpoint", "");
+  require_failure(run_vqlab("eval " + (desk / "data")), 2, "not a run directory", "");
+  const std::string step = desk / "run/ckpt/step-00000020";
+  fs::resize_file(step + "/model.safetensors", 100);
+  require_failure(run_vqlab("eval " + (desk / "run") + " --checkpoint " + step), 4,
+                  "has 100 bytes instead of", "");
+  fs::remove(step + "/DONE");
+  require_failure(run_vqlab("eval " + (desk / "run") + " --checkpoint " + step), 4, "DONE", "");
+  for (const auto& entry : fs::directory_iterator(desk / "run/ckpt"))
+    if (entry.is_directory() && !entry.is_symlink()) fs::remove(entry.path() / "DONE");
+  require_failure(run_vqlab("eval " + (desk / "run")), 4, "", "");
+}
+
+TEST_CASE("cli: resuming with another configuration is refused", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json --max-steps 5"));
+  require_failure(run_vqlab("train --resume " + (desk / "run") + " --set quantizer.dim=8"), 2,
+                  "quantizer.dim differs", "device and threads only");
+  require_failure(run_vqlab("train --resume " + (desk / "run") + " --force"), 2, "--resume", "");
+  require_failure(run_vqlab("train --resume " + (desk / "data")), 2, "not a run directory", "");
+  json_of(run_vqlab("train --json --threads 1 --resume " + (desk / "run")));
+}
+
+TEST_CASE("cli: resuming with other data is refused", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json --max-steps 5"));
+  write_synthetic_set(desk / "data", 96, 8, 8, 1);
+  require_failure(run_vqlab("train --resume " + (desk / "run")), 3, "not those that the run started with",
+                  "");
+}
+
+TEST_CASE("cli: a learning rate that diverges ends with the cause and a good checkpoint", "[bad-input]") {
+  const Desk desk;
+  const CommandResult result = run_vqlab(
+      desk.train("run") + "--set train.learning_rate=10 --set train.epochs=300 --set quantizer.kind=none");
+  require_failure(result, 1, "is not finite", "learning_rate");
+  json_of(run_vqlab("inspect " + (desk / "run") + " --json"));
+}
+
+TEST_CASE("cli: cuda without a device is refused", "[bad-input]") {
+  const Desk desk;
+  const CommandResult result = run_vqlab(desk.train("run") + "--device cuda");
+  if (result.exit_code == 0) {
+    WARN("SKIPPED: a CUDA device is present");
+    return;
+  }
+  require_failure(result, 6, "no CUDA device can be used", "--device cpu");
+  CHECK_FALSE(fs::exists(desk / "run"));
+}
+
+TEST_CASE("cli: codes that do not belong to the model are refused", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("a") + "--json"));
+  json_of(run_vqlab(desk.train("b") + "--json --seed 1"));
+  json_of(run_vqlab(desk.train("plain") + "--json --set quantizer.kind=none"));
+  json_of(run_vqlab(desk.train("early") + "--json --max-steps 2"));
+  const std::string codes = desk / "codes.npy", out = " -o " + (desk / "out");
+  json_of(run_vqlab("encode " + (desk / "a") + " --json -o " + codes));
+  require_failure(run_vqlab("decode " + (desk / "b") + " " + codes + out), 3, "other weights", "");
+  require_failure(run_vqlab("decode " + (desk / "plain") + " " + codes + out), 2, "plain autoencoder",
+                  "vq_ema");
+  require_failure(run_vqlab("encode " + (desk / "plain") + " -o " + codes), 2, "plain autoencoder", "vq_ema");
+  require_failure(run_vqlab("encode " + (desk / "early") + " -o " + codes), 2, "not initialised yet", "");
+  require_failure(run_vqlab("decode " + (desk / "a") + " " + desk.config() + out), 3, "", "");
+  fs::resize_file(codes, fs::file_size(codes) - 1);
+  require_failure(run_vqlab("decode " + (desk / "a") + " " + codes + out), 3, "damaged", "");
+}
+
+TEST_CASE("cli: the validation split of a run without one is refused", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json --set data.validation=0"));
+  require_failure(run_vqlab("eval " + (desk / "run") + " --split validation"), 2, "no images",
+                  "--split test");
+}
+
+TEST_CASE("cli: an error under --json is one object", "[bad-input]") {
+  const CommandResult result = run_vqlab("eval /nonexistent --json");
+  CHECK(result.exit_code == 2);
+  const Json error = parse_json(result.out, "stdout").at("error");
+  require_keys(error, {"what", "where", "hint", "code"});
+  CHECK(error.at("code").as_integer() == 2);
+}
+
+TEST_CASE("cli: output that cannot be written is an error", "[bad-input]") {
+  const int status = std::system((std::string(VQLAB_BINARY) + " doctor >/dev/full 2>/dev/null").c_str());
+  CHECK(WEXITSTATUS(status) == 5);
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json"));
+  require_failure(run_vqlab("encode " + (desk / "run") + " -o /nonexistent/codes.npy"), 2,
+                  "/nonexistent/codes.npy", "");
+  require_failure(run_vqlab("reconstruct " + (desk / "run") + " -o /proc/pictures"), 2, "/proc/pictures", "");
+}
+
+}  // namespace vqlab::testing

@@ -1,0 +1,183 @@
+#include <chrono>
+#include <functional>
+
+#include "engine/ceilings.hpp"
+#include "engine/io/json.hpp"
+#include "engine/lookup_case.hpp"
+#include "engine/measure.hpp"
+#include "testing.hpp"
+
+namespace vqlab {
+namespace {
+
+using testing::require_failure;
+using testing::run_vqlab;
+
+// A variant with a planted defect: the oracle's answer, then `spoil`.
+template <void (*spoil)(const LookupOp&)>
+LookupVariant planted() {
+  return {.name = "planted",
+          .idea = "",
+          .exact = true,
+          .supports = [](int64_t, int64_t, int64_t) { return true; },
+          .scratch_bytes = [](int64_t, int64_t, int64_t) { return int64_t(0); },
+          .run =
+              [](const LookupOp& op, Stream stream) {
+                find_lookup_variant("oracle").run(op, stream);
+                spoil(op);
+              }};
+}
+void spoil_nothing(const LookupOp&) {}
+void spoil_last_row(const LookupOp& op) {
+  int32_t& code = op.codes.data[op.latents[0] - 1];
+  code = (code + 1) % int32_t(op.codebook[0]);
+}
+// Of equal codes the higher one wins.
+void spoil_ties(const LookupOp& op) {
+  const int64_t half = op.codebook[0] / 2, bytes = op.codebook[1] * 4;
+  for (int64_t n = 0; n < op.latents[0]; ++n) {
+    const int64_t k = op.codes.data[n], twin = k + half;
+    const float* codes = op.codebook.data;
+    if (twin < op.codebook[0] &&
+        std::memcmp(codes + k * op.codebook[1], codes + twin * op.codebook[1], size_t(bytes)) == 0)
+      op.codes.data[n] = int32_t(twin);
+  }
+}
+void spoil_report(const LookupOp& op) { op.first_bad_row.data[0] = 0; }
+
+int64_t wrong_rows(LookupCase& problem, const LookupVariant& variant) {
+  problem.run(variant);
+  return problem.wrong();
+}
+
+}  // namespace
+
+TEST_CASE("measure: median spread and settling of samples", "[unit]") {
+  const MeasureOptions options{.min_samples = 4, .precision = 0.01};
+  const Timing odd = summarise({5.0, 1.0, 2.0, 4.0, 3.0}, options);
+  CHECK(odd.median_ms == 3.0);
+  CHECK(odd.iqr_ms == 2.0);
+  CHECK(odd.min_ms == 1.0);
+  CHECK(odd.samples == 5);
+  CHECK(!odd.settled);
+  CHECK(summarise({1.0, 2.0, 3.0, 4.0}, options).median_ms == 2.5);
+  CHECK(summarise({7.0, 7.0, 7.0, 7.0}, options).settled);
+  CHECK(!summarise({7.0, 7.0, 7.0}, options).settled);
+  // Relative deviation of the median: 1.2533 / 1.349 * iqr / (median * sqrt(4)).
+  CHECK(summarise({10.0, 10.0, 10.2, 10.2}, options).settled);   // iqr 0.2: 0.0092
+  CHECK(!summarise({10.0, 10.0, 10.3, 10.3}, options).settled);  // iqr 0.3: 0.0137
+  CHECK_THROWS_AS(summarise({}, options), Error);
+}
+
+TEST_CASE("measure: candidates take turns and a slow one stops at its time-out", "[unit]") {
+  std::string calls;
+  const auto spin = [](double seconds) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+    while (std::chrono::steady_clock::now() < end) continue;
+  };
+  const std::vector<std::function<void()>> candidates = {[&] { calls += 'a', spin(1e-3); },
+                                                         [&] { calls += 'b', spin(0.06); }};
+  // No spread is below a negative precision, so only the time-out ends it.
+  const auto timings =
+      measure(candidates, {.min_samples = 3, .precision = -1.0, .seconds = 0.1, .cold = false});
+  CHECK(calls.substr(0, 4) == "abab");  // one call each to warm up, then samples in turn
+  CHECK(timings[1].samples == 1);       // 60 ms to warm up and 60 ms pass 100 ms
+  CHECK(timings[1].median_ms >= 60.0);
+  CHECK(timings[0].samples >= 1);
+  CHECK(timings[0].samples <= 99);
+  CHECK(timings[0].min_ms >= 1.0);
+  CHECK(!timings[0].settled);
+  CHECK(int64_t(calls.size()) == 2 + timings[0].samples + timings[1].samples);
+}
+
+TEST_CASE("measure: ceilings are positive and finite", "[unit]") {
+  const Ceilings ceilings = measure_ceilings(0.05);
+  CHECK(ceilings.copy_gb_s > 0.1);
+  CHECK(ceilings.copy_gb_s < 1e5);
+  CHECK(ceilings.product_tflop_s > 1e-4);
+  CHECK(ceilings.product_tflop_s < 1e3);
+}
+
+TEST_CASE("compare: verification accepts every variant and catches planted defects", "[unit]") {
+  LookupCase plain({100, 40, 5}, LookupCase::Data::gaussian, 1000),
+      tied({100, 40, 5}, LookupCase::Data::tied, 1000);
+  CHECK(plain.rows_checked() == 100);
+  for (const LookupVariant* variant : lookup_variants()) {
+    CHECK(wrong_rows(plain, *variant) == 0);
+    CHECK(wrong_rows(tied, *variant) == 0);
+  }
+  CHECK(wrong_rows(plain, planted<spoil_nothing>()) == 0);
+  CHECK(wrong_rows(plain, planted<spoil_last_row>()) == 1);
+  CHECK(wrong_rows(plain, planted<spoil_report>()) == 100);
+  CHECK(wrong_rows(plain, planted<spoil_ties>()) == 0);  // no ties in these data, hence the others
+  CHECK(wrong_rows(tied, planted<spoil_ties>()) == 100);
+}
+
+TEST_CASE("compare: a sample of rows includes the first and the last", "[unit]") {
+  LookupCase sampled({1001, 16, 3}, LookupCase::Data::gaussian, 10);
+  CHECK(sampled.rows_checked() == 10);
+  CHECK(wrong_rows(sampled, planted<spoil_nothing>()) == 0);
+  CHECK(wrong_rows(sampled, planted<spoil_last_row>()) == 1);
+  CHECK(sampled.largest_share() <= 1.0);
+  CHECK(LookupCase({50, 1, 3}, LookupCase::Data::gaussian, 50).largest_share() == 1.0);
+}
+
+TEST_CASE("compare: json has the documented keys", "[cli]") {
+  const testing::CommandResult result =
+      run_vqlab("compare --shape 300,32,4 --shape 65,7,3 --seconds 0 --json");
+  INFO(result.err);
+  REQUIRE(result.exit_code == 0);
+  const Json json = parse_json(result.out, "stdout");
+  CHECK(json.at("device").as_string() == "cpu");
+  CHECK(json.at("ceilings").at("copy_gb_s").as_number() > 0.0);
+  CHECK(json.at("ceilings").at("product_tflop_s").as_number() > 0.0);
+  const Json::Array& cases = json.at("cases").items();
+  REQUIRE(cases.size() == 2 * lookup_variants().size());
+  for (const Json& row : cases) {
+    CHECK(row.at("op").as_string() == "lookup");
+    CHECK(row.at("dtype").as_string() == "fp32");
+    CHECK(row.at("exact").as_bool());
+    CHECK(row.at("verified").as_bool());
+    CHECK(row.at("wrong").as_integer() == 0);
+    CHECK(row.at("status").as_string() == "ok");
+    CHECK(row.at("deterministic").as_bool());
+    CHECK(row.at("registers").is_null());
+    CHECK(row.at("shared_bytes").is_null());
+    for (const char* key : {"ms_median", "gb_s", "tflop_s", "share_of_ceiling"})
+      CHECK(row.at(key).as_number() > 0.0);
+    CHECK(row.at("ms_iqr").as_number() >= 0.0);
+    CHECK(row.at("repro").as_string().find(row.at("variant").as_string()) != std::string::npos);
+  }
+  CHECK(cases[0].at("shape").items()[0].as_integer() == 300);
+  CHECK(cases[0].at("rows_checked").as_integer() == 300 + 256);
+}
+
+TEST_CASE("compare: the list shows every variant", "[cli]") {
+  const testing::CommandResult text = run_vqlab("compare --list"), json = run_vqlab("compare --list --json");
+  CHECK(text.exit_code == 0);
+  for (const LookupVariant* variant : lookup_variants())
+    CHECK(text.out.find(std::string(variant->idea)) != std::string::npos);
+  CHECK(parse_json(json.out, "stdout").at("variants").items().size() == lookup_variants().size());
+}
+
+TEST_CASE("compare: one code that takes most rows is not trusted", "[cli]") {
+  const testing::CommandResult result =
+      run_vqlab("compare --shape 1,5,2 --variant fused,oracle --seconds 0 --json");
+  REQUIRE(result.exit_code == 0);
+  const Json json = parse_json(result.out, "stdout");
+  for (const Json& row : json.at("cases").items()) CHECK(row.at("status").as_string() == "MISTRUSTED");
+}
+
+TEST_CASE("compare: wrong options are refused with a hint", "[cli][bad-input]") {
+  require_failure(run_vqlab("compare --variant fusd"), 2, "unknown lookup variant 'fusd'", "'fused'");
+  require_failure(run_vqlab("compare --variant fused,"), 2, "unknown lookup variant ''", "--list");
+  require_failure(run_vqlab("compare --op lokup"), 2, "unknown op 'lokup'", "'lookup'");
+  for (const char* shape :
+       {"1,2", "1,2,3,4", "0,5,5", "-1,5,5", "1,2,3x", "a,b,c", ",,", "99999999999999999999,1,1"})
+    require_failure(run_vqlab(std::string("compare --shape ") + shape), 2, "is not a shape N,K,D",
+                    "65536,512,64");
+  for (const char* shape : {"4294967296,1,1", "2000000000,2000000000,2000000000"})
+    require_failure(run_vqlab(std::string("compare --shape ") + shape), 2, "does not fit", "fewer");
+}
+
+}  // namespace vqlab

@@ -1,0 +1,274 @@
+// Whole runs on small sets: learning, determinism, resume, early stop, bad values.
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+
+#include "engine/checkpoint.hpp"
+#include "engine/io/file.hpp"
+#include "engine/training.hpp"
+#include "expect_error.hpp"
+#include "synthetic.hpp"
+
+namespace vqlab::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Silent : public TrainObserver {
+ public:
+  void note(const std::string&) override {}
+  void warning(const std::string& line) override { warnings.push_back(line); }
+  void on_step(const StepReport&, int64_t, double, double) override {}
+  void on_evaluation(int64_t, const Evaluation& e, bool best) override {
+    mse.push_back(e.mse);
+    is_best.push_back(best);
+    used = e.usage.used;
+  }
+  std::vector<std::string> warnings;
+  std::vector<double> mse;
+  std::vector<bool> is_best;
+  int64_t used = 0;
+};
+
+// A synthetic set in a temporary directory, and runs on it.
+class Lab {
+ public:
+  explicit Lab(int64_t images = 80, int64_t height = 8, int64_t width = 8, int64_t channels = 1) {
+    fs::create_directories(data());
+    write_synthetic_set(data(), images, height, width, channels);
+  }
+  std::string data() const { return directory_ / "data"; }
+  std::string run(const std::string& name) const { return directory_ / name; }
+  TrainResult train(const std::string& name, const std::vector<std::string>& overrides = {},
+                    std::optional<int64_t> max_steps = {}, RunAccess access = RunAccess::create) {
+    TrainOptions options;
+    options.config = access == RunAccess::resume ? load_run_config(run(name), overrides)
+                                                 : parse_config(tiny_config(data()), "tiny", overrides);
+    options.run = run(name);
+    options.access = access;
+    options.max_steps = max_steps;
+    return vqlab::train(options, observer);
+  }
+  std::string weights(const std::string& name) const {
+    return Checkpoint(run(name), "last").weights_sha256();
+  }
+  // metrics.jsonl without what depends on the clock.
+  std::string metrics(const std::string& name) const {
+    std::ifstream file(run(name) + "/metrics.jsonl");
+    std::string text;
+    for (std::string line; std::getline(file, line);)
+      text += line.substr(0, line.find(", \"images_per_second\"")) + "\n";
+    return text;
+  }
+  Silent observer;
+
+ private:
+  TemporaryDirectory directory_;
+};
+
+}  // namespace
+
+TEST_CASE("training: every quantizer learns and keeps its codebook in use", "[unit]") {
+  for (const QuantizerEntry* entry : quantizers()) {
+    INFO(entry->name);
+    Lab lab(176);
+    lab.train("a",
+              {"train.epochs=12", "train.learning_rate=0.004", "quantizer.kind=" + std::string(entry->name)});
+    REQUIRE(lab.observer.mse.size() == 12);
+    // The set's pixel variance, which a constant picture would reach, is the yardstick.
+    CHECK(lab.observer.mse.back() < 0.5 * Checkpoint(lab.run("a"), "last").facts().variance);
+    CHECK(lab.observer.mse.back() < lab.observer.mse.front());
+    if (entry->name != "none") CHECK(lab.observer.used >= 4);
+  }
+}
+
+TEST_CASE("training: weights do not depend on the number of threads", "[unit]") {
+  for (const char* kind : {"vq_ema", "vq_loss", "none"}) {
+    INFO(kind);
+    Lab lab(80, 12, 8, 3);
+    const std::string set = std::string("quantizer.kind=") + kind;
+    const auto sha = [&](const char* name, const char* threads) {
+      return lab.train(name, {set, threads, "train.batch_size=20", "quantizer.initialisation=uniform"})
+          .weights_sha256;
+    };
+    const std::string one = sha("a", "threads=1");
+    CHECK(sha("b", "threads=2") == one);
+    CHECK(sha("c", "threads=3") == one);
+  }
+}
+
+TEST_CASE("training: another seed gives other weights and the same seed the same", "[unit]") {
+  Lab lab;
+  const std::string first = lab.train("a").weights_sha256;
+  CHECK(lab.train("b").weights_sha256 == first);
+  CHECK(lab.train("c", {"seed=1"}).weights_sha256 != first);
+}
+
+TEST_CASE("training: a resumed run is bit for bit the uninterrupted one", "[unit]") {
+  for (const char* kind : {"vq_ema", "vq_loss", "none"}) {
+    for (const char* initialisation : {"kmeans", "uniform"}) {
+      INFO(kind << " " << initialisation);
+      Lab lab;
+      const std::vector<std::string> set = {std::string("quantizer.kind=") + kind,
+                                            std::string("quantizer.initialisation=") + initialisation,
+                                            "data.flip=true",
+                                            "data.shift=1",
+                                            "train.schedule=cosine",
+                                            "train.warmup_steps=3"};
+      lab.train("whole", set, 24);
+      // 3 is before k-means (which needs an epoch of 8 steps), 8 the end of an epoch, 13 in the middle of
+      // one.
+      for (const int64_t stop : {3, 8, 13}) {
+        const std::string name = "cut-" + std::to_string(stop);
+        CHECK(lab.train(name, set, stop).stopped_by == "max_steps");
+        const TrainResult resumed = lab.train(name, {}, 24, RunAccess::resume);
+        CHECK(resumed.steps == 24);
+        CHECK(lab.weights(name) == lab.weights("whole"));
+        CHECK(lab.metrics(name) == lab.metrics("whole"));
+        CHECK(read_file(lab.run(name) + "/ckpt/last/optim.safetensors", 1 << 24) ==
+              read_file(lab.run("whole") + "/ckpt/last/optim.safetensors", 1 << 24));
+      }
+    }
+  }
+}
+
+TEST_CASE("training: what was logged after the last checkpoint is taken back on resume", "[unit]") {
+  Lab lab;
+  lab.train("whole");
+  lab.train("killed", {}, 10);
+  std::ofstream(lab.run("killed") + "/metrics.jsonl", std::ios::app)
+      << "{\"kind\": \"step\", \"step\": 12}\n{\"half a li";
+  lab.train("killed", {}, {}, RunAccess::resume);
+  CHECK(lab.metrics("killed") == lab.metrics("whole"));
+}
+
+TEST_CASE("training: a damaged last checkpoint falls back to the one before", "[bad-input]") {
+  Lab lab;
+  lab.train("whole");
+  lab.train("damaged", {}, 10);
+  {
+    std::fstream file(lab.run("damaged") + "/ckpt/step-00000010/model.safetensors",
+                      std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-1, std::ios::end);
+    file.put('\x55');
+  }
+  const TrainResult resumed = lab.train("damaged", {}, {}, RunAccess::resume);
+  CHECK(resumed.steps == 24);
+  REQUIRE(lab.observer.warnings.size() == 1);
+  CHECK(lab.observer.warnings[0].find("step-00000010 is damaged") != std::string::npos);
+  CHECK(lab.weights("damaged") == lab.weights("whole"));
+}
+
+TEST_CASE("training: old checkpoints go and step 0 and best and last stay", "[unit]") {
+  Lab lab;
+  lab.train("a", {"checkpoint.every_steps=2", "checkpoint.keep=2"});
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(lab.run("a") + "/ckpt"))
+    names.push_back(entry.path().filename());
+  CHECK(std::count_if(names.begin(), names.end(),
+                      [](const std::string& n) { return n.starts_with("step-"); }) <= 4);
+  for (const char* name : {"step-00000000", "step-00000024", "step-00000022", "best", "last"})
+    CHECK(std::count(names.begin(), names.end(), name) == 1);
+  CHECK(fs::read_symlink(lab.run("a") + "/ckpt/last") == "step-00000024");
+  for (const std::string& name : names) CHECK_FALSE(name.starts_with(".tmp"));
+}
+
+TEST_CASE("training: patience stops a run that no longer improves", "[unit]") {
+  Lab lab;
+  // With so small a learning rate nothing changes but the last bits: the first evaluations may improve, later
+  // ones not.
+  const TrainResult result = lab.train(
+      "a", {"train.epochs=200", "train.patience=3", "train.learning_rate=1e-12", "quantizer.kind=none"});
+  CHECK(result.stopped_by == "patience");
+  CHECK(result.steps < 200 * 8);
+  REQUIRE(lab.observer.is_best.size() >= 4);
+  CHECK(lab.observer.is_best.front());
+  for (size_t i = lab.observer.is_best.size() - 3; i < lab.observer.is_best.size(); ++i)
+    CHECK_FALSE(lab.observer.is_best[i]);
+}
+
+TEST_CASE("training: colour images of odd sides train and evaluate", "[unit]") {
+  Lab lab(40, 13, 10, 3);
+  lab.train("a");
+  CHECK(lab.observer.mse.back() < lab.observer.mse.front());
+  CHECK(fs::exists(lab.run("a") + "/samples/step-00000003.png"));
+}
+
+TEST_CASE("training: both other losses train", "[unit]") {
+  for (const char* loss : {"mse", "l1"}) {
+    Lab lab;
+    lab.train("a", {std::string("loss.reconstruction=") + loss, "train.learning_rate=0.004"});
+    CHECK(lab.observer.mse.back() < lab.observer.mse.front());
+  }
+}
+
+namespace {
+
+// A trainer whose first weight has become NaN.
+std::unique_ptr<Trainer> poisoned_trainer(const Config& config, const Runtime& runtime, const ImageSet& set) {
+  auto trainer = std::make_unique<Trainer>(config, runtime, ImageRange{&set, 0, set.count});
+  trainer->model().parameters().weight(0).data[0] = std::numeric_limits<float>::quiet_NaN();
+  return trainer;
+}
+
+}  // namespace
+
+TEST_CASE("training: a value that is not finite stops the step and spares the state", "[bad-input]") {
+  const Runtime runtime("cpu", 1);
+  const ImageSet set = synthetic_images(40, 8, 8, 1, 1);
+  const Config config = parse_config(tiny_config("d"), "tiny", {"quantizer.initialisation=uniform"});
+  const auto trainer = poisoned_trainer(config, runtime, set);
+  const View<float> weights = trainer->model().parameters().weights();
+  const std::vector<float> before(weights.data, weights.data + weights.size());
+  const View<const float> codebook = trainer->model().quantizer().codebook();
+  const std::vector<float> codes_before(codebook.data, codebook.data + codebook.size());
+  require_error(ErrorKind::failed, "latent row 0 is not finite", "step 1", [&] { trainer->step(); });
+  CHECK(std::memcmp(before.data(), weights.data, size_t(weights.bytes())) == 0);
+  CHECK(std::equal(codes_before.begin(), codes_before.end(), codebook.data));
+}
+
+TEST_CASE("training: on_nan skip drops bad steps but not for ever", "[bad-input]") {
+  const Runtime runtime("cpu", 1);
+  const ImageSet set = synthetic_images(40, 8, 8, 1, 1);
+  const Config config = parse_config(tiny_config("d"), "tiny", {"quantizer.kind=none", "train.on_nan=skip"});
+  const auto trainer = poisoned_trainer(config, runtime, set);
+  for (int i = 0; i < 99; ++i) trainer->step();
+  CHECK(trainer->steps_skipped() == 99);
+  CHECK_THROWS_AS(trainer->step(), Error);
+}
+
+TEST_CASE("training: fewer images than a batch are refused", "[bad-input]") {
+  const Runtime runtime("cpu", 1);
+  const ImageSet set = synthetic_images(5, 8, 8, 1, 1);
+  const Config config = parse_config(tiny_config("d"), "tiny", {});
+  require_error(ErrorKind::data, "5 training images are fewer than a batch of 8", "d", [&] {
+    Trainer(config, runtime, {&set, 0, 5});
+  });
+}
+
+TEST_CASE("training: images of one colour have no variance to divide by", "[bad-input]") {
+  const Runtime runtime("cpu", 1);
+  ImageSet set = synthetic_images(40, 8, 8, 1, 1);
+  std::fill(set.pixels.begin(), set.pixels.end(), uint8_t{7});
+  const Config config = parse_config(tiny_config("d"), "tiny", {});
+  require_error(ErrorKind::data, "variance is 0", "d", [&] { Trainer(config, runtime, {&set, 0, 40}); });
+}
+
+TEST_CASE("checkpoint: one of another model is refused with the tensor named", "[bad-input]") {
+  Lab lab;
+  lab.train("a");
+  const Runtime runtime("cpu", 1);
+  const Config other = parse_config(tiny_config(lab.data()), "tiny", {"model.hidden=16"});
+  Model model(other, {8, 8, 1}, 8, 64, Mode::inference);
+  model.allocate(runtime);
+  try {
+    Checkpoint(lab.run("a"), "last").restore(model, runtime);
+    FAIL("restored");
+  } catch (const Error& error) {
+    CHECK(int(error.kind()) == int(ErrorKind::checkpoint));
+    CHECK(std::string(error.what()).find("encoder.conv1.weight") != std::string::npos);
+  }
+}
+
+}  // namespace vqlab::testing
