@@ -130,8 +130,11 @@ void assign_table(const std::vector<Field>& list, const toml::table& table, cons
     const auto field = std::find_if(list.begin(), list.end(), [&](const Field& f) { return f.key == key; });
     if (field != list.end()) {
       assign(*field, node, where);
-    } else if (node.is_table() && std::any_of(list.begin(), list.end(),
-                                              [&](const Field& f) { return f.key.starts_with(key + "."); })) {
+    } else if (std::any_of(list.begin(), list.end(),
+                           [&](const Field& f) { return f.key.starts_with(key + "."); })) {
+      if (!node.is_table())
+        fail(fmt::format("{} is a section, not a value", key),
+             fmt::format("write [{}] and its keys below", key), where);
       assign_table(list, *node.as_table(), key + ".", file);
     } else {
       std::vector<std::string_view> keys;

@@ -5,6 +5,8 @@
 namespace vqlab {
 namespace {
 
+constexpr int64_t kMaxBatch = 65536;
+
 constexpr ConvGeometry kHalve{.kernel = 4, .stride = 2, .padding = 1};
 constexpr ConvGeometry kDouble{.kind = ConvKind::transposed, .kernel = 4, .stride = 2, .padding = 1};
 constexpr ConvGeometry kSame{.kernel = 3, .stride = 1, .padding = 1};
@@ -159,8 +161,7 @@ int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t byt
       total += part;
     return total <= bytes;
   };
-  int64_t low = 0, high = 1;
-  while (high <= 65536 && fits(high)) low = high, high *= 2;
+  int64_t low = 0, high = kMaxBatch + 1;
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
     (fits(middle) ? low : high) = middle;

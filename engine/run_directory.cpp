@@ -23,6 +23,9 @@ namespace fs = std::filesystem;
 
 bool is_run(const fs::path& path) { return fs::is_regular_file(path / "config.toml"); }
 
+// What a run leaves that was killed before its first checkpoint: nothing worth keeping.
+bool is_half_made(const fs::path& path) { return !is_run(path) && fs::exists(path / "run.lock"); }
+
 void prepare(const fs::path& path, RunAccess access) {
   std::error_code error;
   const bool exists = fs::exists(path, error);
@@ -34,14 +37,11 @@ void prepare(const fs::path& path, RunAccess access) {
   }
   if (exists && !fs::is_directory(path))
     fail(ErrorKind::usage, "the run directory exists and is a file", "choose another --run", path.string());
-  if (exists && !fs::is_empty(path, error)) {
-    // A directory that was locked but never got its config is a run that died at once.
-    const bool only_lock =
-        std::distance(fs::directory_iterator(path), {}) == 1 && fs::exists(path / "run.lock");
-    if (access == RunAccess::create && !only_lock)
+  if (exists && !fs::is_empty(path, error) && !is_half_made(path)) {
+    if (access == RunAccess::create)
       fail(ErrorKind::usage, "the run directory exists already",
            "choose another --run, continue with --resume, or replace it with --force", path.string());
-    if (access == RunAccess::replace && !is_run(path) && !only_lock)
+    if (!is_run(path))
       fail(ErrorKind::usage,
            "--force replaces run directories only, and this is none (it has no config.toml)",
            "choose another --run", path.string());
@@ -87,7 +87,7 @@ RunDirectory::RunDirectory(const std::string& path, RunAccess access) : path_(pa
   if (fs::exists(path_ + "/run.lock")) lock_.reset(take_lock(path_));
   prepare(path_, access);
   if (!lock_) lock_.reset(take_lock(path_));
-  if (access != RunAccess::replace) return;
+  if (access == RunAccess::resume) return;
   for (const auto& entry : fs::directory_iterator(path_))  // the lock stays: it is held
     if (entry.path().filename() != "run.lock") fs::remove_all(entry.path());
 }

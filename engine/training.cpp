@@ -59,6 +59,7 @@ class Training {
   void open_new();
   void open_existing();
   bool finished();
+  void show(const StepReport& report, bool logged);
   void log(const StepReport& report);
   void evaluate_epoch(int64_t epoch);
   void write_pictures();
@@ -141,7 +142,10 @@ TrainResult Training::run() {
     trainer_.step();
     step_seconds_ += seconds_since(step_start);
     const int64_t step = trainer_.steps_done();
-    if (step % kLogEverySteps == 0 || epoch_ends() || step == end_step_) log(trainer_.report());
+    // The last step of --max-steps is shown but not logged: a resumed run then has the lines of an
+    // uninterrupted one.
+    const bool logged = step % kLogEverySteps == 0 || epoch_ends();
+    if (logged || step == end_step_) show(trainer_.report(), logged);
     const int64_t epoch = step / trainer_.steps_per_epoch();
     if (epoch_ends() && evaluation_due(epoch)) evaluate_epoch(epoch);
     if (step % config_.checkpoint.every_steps == 0 || newest_is_best_) save();
@@ -178,6 +182,13 @@ double Training::images_per_second() const {
   return step_seconds_ > 0.0 ? double(images) / step_seconds_ : 0.0;
 }
 
+void Training::show(const StepReport& r, bool logged) {
+  if (logged) log(r);
+  const double per_step = step_seconds_ / double(r.step - first_step_);
+  observer_.on_step(r, end_step_, images_per_second(), per_step * double(end_step_ - r.step));
+  result_.final_step = r;
+}
+
 void Training::log(const StepReport& r) {
   Json line = Json::object();
   line["kind"] = "step";
@@ -200,9 +211,6 @@ void Training::log(const StepReport& r) {
   }
   line["images_per_second"] = images_per_second();
   metrics_->write_line(line.dump());
-  const double per_step = step_seconds_ / double(r.step - first_step_);
-  observer_.on_step(r, end_step_, images_per_second(), per_step * double(end_step_ - r.step));
-  result_.final_step = r;
 }
 
 bool Training::evaluation_due(int64_t epoch) const {

@@ -1,8 +1,8 @@
 // The two matrix products of a convolution. Their left matrix X, the patches of an image, is never formed:
 // its element (r, k) is source[row_offset[r] + term_offset[k]]. Private to conv2d.cpp.
 //
-// Each element of a result is one sum in the order of its terms, by fused multiply-adds: its bits depend
-// neither on the other rows nor on the width of the vectors.
+// Each element of a result is one sum in the order of its terms, by fused multiply-adds where the machine has
+// them: its bits depend neither on the other rows nor on the width of the vectors.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Patches {
   int64_t rows, terms;
 };
 
-// output[output_offset[r] + n] = sum over k of X[r][k] * weight[k][n] + bias[n], then max with 0 if relu (NaN
+// output[output_offset[r] + n] = bias[n] + sum over k of X[r][k] * weight[k][n], then max with 0 if relu (NaN
 // stays).
 struct PatchProduct {
   float* output;

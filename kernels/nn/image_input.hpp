@@ -9,7 +9,9 @@ namespace vqlab {
 // output = bytes / 255 - 0.5, in [-0.5, 0.5], NHWC. Where the output is larger than the image, the last row
 // and column are repeated (the loss masks that part and the decoder's output is cropped). Augmentation draws
 // per image, keyed by its place in the epoch: a horizontal flip with probability 1/2, a shift by up to
-// `shift` pixels with repeated edges.
+// `shift` pixels with repeated edges. Of the image's 128 random bits word 0 decides the flip (its highest
+// bit), and floor(word / 2^32 * (2 shift + 1)) - shift is how far down (word 1) and right (word 2) a pixel of
+// the flipped image is read.
 struct ImageInputOp {
   View<float> output;          // (B, OH, OW, C), OH >= H, OW >= W
   View<const uint8_t> images;  // (B, H, W, C)
