@@ -98,9 +98,9 @@ void check_shapes(const char* what, const ConvGeometry& g, const View<const floa
              output.shape());
   // Offsets within a shard are 32 bits wide.
   const ConvSides sides = conv_sides(g, input, output);
-  const int64_t largest = std::max(
-      {padded_source(sides, Direction::to_small).size(), padded_source(sides, Direction::to_large).size(),
-       scatters(sides, Direction::to_large) ? sides.small.pixels() * sides.patch_size() : 0});
+  const int64_t largest =
+      std::max({sides.large.size(), sides.small.size(),
+                scatters(sides, Direction::to_large) ? sides.small.pixels() * sides.patch_size() : 0});
   VQ_REQUIRE(kConvShard * largest <= std::numeric_limits<int32_t>::max(),
              "{}: images of input {} and output {} are too large", what, input.shape(), output.shape());
 }

@@ -40,8 +40,16 @@ void pad_columns(float* padded, int64_t to, const float* matrix, int64_t from, i
   }
 }
 
-bool needs_padding(const PaddedSize& padded, const ImageSize& image) {
-  return padded.h != image.h || padded.w != image.w;
+// Calls visit(grid, its first row) for the parts of a phase that read the same taps.
+template <class Visit>
+void visit_parts(const PatchGrid& phase, const ImageSize& source, int64_t& first_row, const Visit& visit) {
+  for_each_part(phase.y, source.h, [&](const GridAxis& y) {
+    for_each_part(phase.x, source.w, [&](const GridAxis& x) {
+      const PatchGrid grid{y, x};
+      visit(grid, first_row);
+      first_row += kConvShard * grid.pixels();
+    });
+  });
 }
 
 }  // namespace
@@ -51,43 +59,47 @@ SidePass::SidePass(const ConvSides& sides, Direction direction, ScratchCutter& s
       direction_(direction),
       from_(direction == Direction::to_small ? sides.large : sides.small),
       to_(direction == Direction::to_small ? sides.small : sides.large),
-      source_(padded_source(sides, direction)),
-      padded_(needs_padding(source_, from_)),
       weight_(scratch.take<float>(panel_floats() * terms())),
       bias_(scratch.take<float>(panel_floats())),
-      offsets_(scratch, kConvShard * to_.pixels(), terms()),
-      padded_sources_(scratch, worker_count(), padded_ ? kConvShard * source_.size() : 0) {}
+      offsets_(scratch, kConvShard * to_.pixels(), terms()) {}
 
-// Calls run(grid, its first row, its first term): together the grids have every output pixel and every term
-// once.
-template <class Run>
-void SidePass::for_each_grid(const Run& run) const {
+// Calls visit(phase, its first term): together the phases have every output pixel and every term once.
+template <class Visit>
+void SidePass::for_each_phase(const Visit& visit) const {
   const int64_t phases = direction_ == Direction::to_small ? 1 : sides_.stride;
-  int64_t first_row = 0, first_term = 0;
+  int64_t first_term = 0;
   for (int64_t y = 0; y < phases; ++y)
     for (int64_t x = 0; x < phases; ++x) {
-      const PatchGrid grid = patch_grid(sides_, direction_, y, x);
-      run(grid, first_row, first_term);
-      first_row += kConvShard * grid.pixels();
-      first_term += grid.taps() * from_.c;
+      const PatchGrid phase = phase_grid(sides_, direction_, y, x);
+      visit(phase, first_term);
+      first_term += phase.taps() * from_.c;
     }
 }
 
+// Calls visit(grid, its first row, its phase's first term) for the parts of the phases.
+template <class Visit>
+void SidePass::for_each_grid(const Visit& visit) const {
+  int64_t first_row = 0;
+  for_each_phase([&](const PatchGrid& phase, int64_t first_term) {
+    visit_parts(phase, from_, first_row,
+                [&](const PatchGrid& grid, int64_t row) { visit(grid, row, first_term); });
+  });
+}
+
 void SidePass::prepare(const float* weight, const View<const float>& bias) const {
-  for_each_grid([&](const PatchGrid& grid, int64_t first_row, int64_t first_term) {
-    fill_offsets(grid, source_, to_, kConvShard, offsets_.row + first_row, offsets_.output + first_row,
-                 offsets_.term + first_term);
-    pack_weight(grid, sides_, direction_, weight, weight_ + first_term * panel_floats());
+  for_each_phase([&](const PatchGrid& phase, int64_t first_term) {
+    fill_term_offsets(phase, from_, offsets_.term + first_term);
+    pack_weight(phase, sides_, direction_, weight, weight_ + first_term * panel_floats());
+  });
+  for_each_grid([&](const PatchGrid& grid, int64_t first_row, int64_t) {
+    fill_pixel_offsets(grid, from_, to_, to_.c, kConvShard, offsets_.row + first_row,
+                       offsets_.output + first_row);
   });
   std::fill_n(bias_, panel_floats(), 0.0f);
   if (bias) std::copy_n(bias.data, to_.c, bias_);
 }
 
-void SidePass::run(float* output, const float* input, int64_t images, bool relu, int worker) const {
-  if (padded_) {
-    pad_images(padded_sources_[worker], source_, input, from_, images);
-    input = padded_sources_[worker];
-  }
+void SidePass::run(float* output, const float* input, int64_t images, bool relu, int) const {
   for_each_grid([&](const PatchGrid& grid, int64_t first_row, int64_t first_term) {
     multiply(PatchProduct{.output = output,
                           .output_offset = offsets_.output + first_row,
@@ -95,7 +107,8 @@ void SidePass::run(float* output, const float* input, int64_t images, bool relu,
                                       .row_offset = offsets_.row + first_row,
                                       .term_offset = offsets_.term + first_term,
                                       .rows = images * grid.pixels(),
-                                      .terms = grid.taps() * from_.c},
+                                      .terms = grid.taps() * from_.c,
+                                      .runs = grid.runs(from_.c)},
                           .weight = weight_ + first_term * panel_floats(),
                           .bias = bias_,
                           .columns = to_.c,
@@ -146,40 +159,44 @@ void ScatterPass::crop(float* output, const float* canvas, bool relu) const {
 
 WeightPass::WeightPass(const ConvSides& sides, int64_t shards, ScratchCutter& scratch)
     : sides_(sides),
-      source_(padded_source(sides, Direction::to_small)),
-      padded_(needs_padding(source_, sides.large)),
       offsets_(scratch, kConvShard * sides.small.pixels(), sides.patch_size()),
-      gradients_(scratch, shards, panels(sides.small.c) * kPanel * sides.patch_size()),
-      padded_sources_(scratch, worker_count(), padded_ ? kConvShard * source_.size() : 0),
+      gradients_(scratch, shards, columns() * sides.patch_size()),
       padded_rights_(scratch, worker_count(),
-                     sides.small.c % kPanel == 0
-                         ? 0
-                         : kConvShard * sides.small.pixels() * panels(sides.small.c) * kPanel) {}
+                     sides.small.c == columns() ? 0 : kConvShard * sides.small.pixels() * columns()) {}
+
+template <class Visit>
+void WeightPass::for_each_grid(const Visit& visit) const {
+  int64_t first_row = 0;
+  visit_parts(phase_grid(sides_, Direction::to_small, 0, 0), sides_.large, first_row, visit);
+}
 
 void WeightPass::prepare() const {
-  fill_offsets(patch_grid(sides_, Direction::to_small, 0, 0), source_, sides_.small, kConvShard, offsets_.row,
-               offsets_.output, offsets_.term);
+  fill_term_offsets(phase_grid(sides_, Direction::to_small, 0, 0), sides_.large, offsets_.term);
+  for_each_grid([&](const PatchGrid& grid, int64_t first_row) {
+    fill_pixel_offsets(grid, sides_.large, sides_.small, columns(), kConvShard, offsets_.row + first_row,
+                       offsets_.output + first_row);
+  });
 }
 
 void WeightPass::run(int64_t shard, const float* large, const float* small, int64_t images,
                      int worker) const {
-  const int64_t rows = images * sides_.small.pixels(), columns = panels(sides_.small.c) * kPanel;
-  if (padded_) {
-    pad_images(padded_sources_[worker], source_, large, sides_.large, images);
-    large = padded_sources_[worker];
-  }
-  if (columns != sides_.small.c) {
-    pad_columns(padded_rights_[worker], columns, small, sides_.small.c, rows);
+  if (columns() != sides_.small.c) {
+    pad_columns(padded_rights_[worker], columns(), small, sides_.small.c, images * sides_.small.pixels());
     small = padded_rights_[worker];
   }
-  multiply(PatchGradient{.gradient = gradients_[shard],
-                         .patches = {.source = large,
-                                     .row_offset = offsets_.row,
-                                     .term_offset = offsets_.term,
-                                     .rows = rows,
-                                     .terms = sides_.patch_size()},
-                         .right = small,
-                         .columns = columns});
+  std::fill_n(gradients_[shard], gradients_.size, 0.0f);
+  for_each_grid([&](const PatchGrid& grid, int64_t first_row) {
+    multiply(PatchGradient{.gradient = gradients_[shard],
+                           .patches = {.source = large,
+                                       .row_offset = offsets_.row + first_row,
+                                       .term_offset = offsets_.term,
+                                       .rows = images * grid.pixels(),
+                                       .terms = sides_.patch_size(),
+                                       .runs = grid.runs(sides_.large.c)},
+                           .right = small,
+                           .right_offset = offsets_.output + first_row,
+                           .columns = columns()});
+  });
 }
 
 void WeightPass::finish(float* d_weight, int64_t shards) const {

@@ -62,17 +62,16 @@ class SidePass {
  private:
   int64_t panel_floats() const { return panels(to_.c) * kPanel; }
   int64_t terms() const { return sides_.kernel * sides_.kernel * from_.c; }
-  template <class Run>
-  void for_each_grid(const Run& run) const;
+  template <class Visit>
+  void for_each_phase(const Visit& visit) const;
+  template <class Visit>
+  void for_each_grid(const Visit& visit) const;
 
   ConvSides sides_;
   Direction direction_;
   ImageSize from_, to_;
-  PaddedSize source_;
-  bool padded_;
   float *weight_, *bias_;
   Offsets offsets_;
-  FloatArrays padded_sources_;
 };
 
 // Towards a large side of few channels the columns of a SidePass would be nearly empty. Here a 1x1
@@ -109,11 +108,13 @@ class WeightPass {
   void finish(float* d_weight, int64_t shards) const;
 
  private:
+  int64_t columns() const { return panels(sides_.small.c) * kPanel; }
+  template <class Visit>
+  void for_each_grid(const Visit& visit) const;
+
   ConvSides sides_;
-  PaddedSize source_;
-  bool padded_;
   Offsets offsets_;
-  FloatArrays gradients_, padded_sources_, padded_rights_;
+  FloatArrays gradients_, padded_rights_;
 };
 
 // The gradient of the bias: the sum over all pixels, of about 64 / channels pixels at once to fill vectors.

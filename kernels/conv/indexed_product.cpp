@@ -43,7 +43,11 @@ HWY_INLINE void product_tile(const PatchProduct& p, int64_t first_row, int64_t p
     for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::LoadU(kVector, p.bias + panel * kPanel + v * kLanes);
   }
   const float* weight = p.weight + panel * x.terms * kPanel;
-  for (int64_t k = 0; k < x.terms; ++k) add_products(sum, element, x.term_offset[k], weight + k * kPanel);
+  for (int64_t run = 0; run < x.runs.count; ++run) {
+    const int64_t begin = x.runs.first + run * x.runs.step;
+    for (int64_t k = begin; k < begin + x.runs.length; ++k)
+      add_products(sum, element, x.term_offset[k], weight + k * kPanel);
+  }
 
   // Without branches, or the compiler moves all sums to memory. NaN is not less than 0.
   const Floats least = hn::Set(kVector, p.relu ? 0.0f : -std::numeric_limits<float>::infinity());
@@ -67,23 +71,21 @@ void product(const PatchProduct& p) {
     for (int64_t row = 0; row < p.patches.rows; row += kTileRows) product_tile(p, row, panel);
 }
 
+// Terms beyond `count` repeat the last one and are not stored.
 HWY_INLINE void gradient_tile(const PatchGradient& p, int64_t first_row, int64_t last_row, int64_t first_term,
-                              int64_t panel) {
+                              int64_t count, int64_t panel) {
   const Patches& x = p.patches;
   const float* element[kTileRows];
   Floats sum[kTileRows][kVectors];
   float* gradient = p.gradient + (panel * x.terms + first_term) * kPanel;
-  const int64_t count = std::min<int64_t>(kTileRows, x.terms - first_term);
   for (int r = 0; r < kTileRows; ++r) {
     const int64_t term = std::min<int64_t>(r, count - 1);
     element[r] = x.source + x.term_offset[first_term + term];
-    for (int v = 0; v < kVectors; ++v)
-      sum[r][v] =
-          first_row == 0 ? hn::Zero(kVector) : hn::LoadU(kVector, gradient + term * kPanel + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::LoadU(kVector, gradient + term * kPanel + v * kLanes);
   }
   const float* right = p.right + panel * kPanel;
   for (int64_t row = first_row; row < last_row; ++row)
-    add_products(sum, element, x.row_offset[row], right + row * p.columns);
+    add_products(sum, element, x.row_offset[row], right + p.right_offset[row]);
   for (int r = 0; r < kTileRows; ++r)
     for (int v = 0; v < kVectors && r < count; ++v)
       hn::StoreU(sum[r][v], kVector, gradient + r * kPanel + v * kLanes);
@@ -99,11 +101,16 @@ int64_t block_rows(int64_t rows, int64_t columns) {
 }
 
 void gradient(const PatchGradient& p) {
+  const TermRuns& runs = p.patches.runs;
   const int64_t rows = p.patches.rows, block = block_rows(rows, p.columns);
   for (int64_t row = 0; row < rows; row += block)
     for (int64_t panel = 0; panel < panels(p.columns); ++panel)
-      for (int64_t term = 0; term < p.patches.terms; term += kTileRows)
-        gradient_tile(p, row, std::min(rows, row + block), term, panel);
+      for (int64_t run = 0; run < runs.count; ++run) {
+        const int64_t begin = runs.first + run * runs.step, end = begin + runs.length;
+        for (int64_t term = begin; term < end; term += kTileRows)
+          gradient_tile(p, row, std::min(rows, row + block), term, std::min<int64_t>(kTileRows, end - term),
+                        panel);
+      }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -14,16 +14,23 @@ namespace vqlab {
 inline constexpr int64_t kPanel = 16;
 constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
+// `count` runs of `length` consecutive terms, `step` terms apart: those that a product reads of all its
+// terms.
+struct TermRuns {
+  int64_t first, length, step, count;
+};
+
 // Offsets are in floats.
 struct Patches {
   const float* source;
   const int32_t* row_offset;   // (rows)
   const int32_t* term_offset;  // (terms)
   int64_t rows, terms;
+  TermRuns runs;
 };
 
-// output[output_offset[r] + n] = bias[n] + sum over k of X[r][k] * weight[k][n], then max with 0 if relu (NaN
-// stays).
+// output[output_offset[r] + n] = bias[n] + sum over the runs' k of X[r][k] * weight[k][n], then max with 0 if
+// relu (NaN stays).
 struct PatchProduct {
   float* output;
   const int32_t* output_offset;  // (rows)
@@ -34,12 +41,13 @@ struct PatchProduct {
   bool relu;
 };
 
-// gradient[k][n] = sum over r of X[r][k] * right[r][n].
+// gradient[k][n] += sum over r of X[r][k] * right[right_offset[r] + n], for the runs' k.
 struct PatchGradient {
   float* gradient;  // (panels, terms, 16)
   Patches patches;
-  const float* right;  // (rows, columns), columns a multiple of 16
-  int64_t columns;
+  const float* right;
+  const int32_t* right_offset;  // (rows)
+  int64_t columns;              // a multiple of 16
 };
 
 void multiply(const PatchProduct& product);

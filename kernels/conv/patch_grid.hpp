@@ -7,6 +7,8 @@
 // large pixels, each with its own part of the weight.
 #pragma once
 
+#include <algorithm>
+
 #include "conv2d.hpp"
 #include "indexed_product.hpp"
 
@@ -30,52 +32,69 @@ struct ConvSides {
   }  // what a small pixel reads of the large side
 };
 
-// The images that a product reads, with `before` zero rows above and columns to the left; h and w are the
-// padded ones.
-struct PaddedSize {
-  int64_t before, h, w, c;
+enum class Direction { to_small, to_large };
 
-  int64_t size() const { return h * w * c; }
-};
-
-// One direction of a grid of output pixels.
+// Output pixels of one axis that read the same taps of the kernel. Taps that would read outside the source
+// are left out: nothing is padded and no zero is multiplied.
 struct GridAxis {
-  int64_t count;                      // output pixels
-  int64_t output, output_step;        // place of the first, distance
-  int64_t source, source_step;        // in the padded source: place that tap 0 of the first reads, distance
-  int64_t taps;                       // terms per channel
+  int64_t count;                // output pixels
+  int64_t output, output_step;  // place of the first, distance
+  int64_t source, source_step;  // place that tap 0 of the first reads (outside, if it is left out), distance
+  int64_t taps;                 // of the phase
+  int64_t tap_begin, tap_end;   // those that are read
   int64_t kernel_first, kernel_step;  // the kernel's coordinate of tap 0, distance
 };
 
+// All output pixels of a phase, or the part of them that reads the same taps.
 struct PatchGrid {
   GridAxis y, x;
 
   int64_t pixels() const { return y.count * x.count; }
   int64_t taps() const { return y.taps * x.taps; }
+  // The terms that are read, of those of the phase in the order of its taps; `channels` of the source.
+  TermRuns runs(int64_t channels) const;
 };
 
-enum class Direction { to_small, to_large };
+// to_small: the one phase 0; to_large: phase (y, x) in [0, stride)^2.
+PatchGrid phase_grid(const ConvSides& sides, Direction direction, int64_t phase_y, int64_t phase_x);
 
-PaddedSize padded_source(const ConvSides& sides, Direction direction);
+// Calls visit(part) for the parts of a phase's axis that read the same taps of a source of this side.
+template <class Visit>
+void for_each_part(const GridAxis& axis, int64_t source_side, const Visit& visit) {
+  const auto first_tap = [&](int64_t i) {
+    return std::clamp<int64_t>(-(axis.source + i * axis.source_step), 0, axis.taps);
+  };
+  const auto last_tap = [&](int64_t i) {
+    return std::clamp<int64_t>(source_side - (axis.source + i * axis.source_step), 0, axis.taps);
+  };
+  for (int64_t begin = 0, end; begin < axis.count; begin = end) {
+    for (end = begin + 1;
+         end < axis.count && first_tap(end) == first_tap(begin) && last_tap(end) == last_tap(begin);)
+      ++end;
+    GridAxis part = axis;
+    part.count = end - begin;
+    part.output += begin * axis.output_step;
+    part.source += begin * axis.source_step;
+    part.tap_begin = first_tap(begin);
+    part.tap_end = std::max(part.tap_begin, last_tap(begin));
+    visit(part);
+  }
+}
 
-// to_small: the one grid, phase 0; to_large: of phase (y, x) in [0, stride)^2.
-PatchGrid patch_grid(const ConvSides& sides, Direction direction, int64_t phase_y, int64_t phase_x);
+// The offsets of the grid's pixels for `images` images one after the other, (images * pixels): where tap 0
+// reads, and where the output lies if its pixels are `output_step` floats apart.
+void fill_pixel_offsets(const PatchGrid& grid, const ImageSize& source, const ImageSize& output,
+                        int64_t output_step, int64_t images, int32_t* row_offset, int32_t* output_offset);
 
-// The offsets of the grid for `images` images one after the other: row_offset and output_offset (images *
-// pixels), term_offset (taps * channels of the source).
-void fill_offsets(const PatchGrid& grid, const PaddedSize& source, const ImageSize& output, int64_t images,
-                  int32_t* row_offset, int32_t* output_offset, int32_t* term_offset);
+// The offsets of a phase's terms, (taps * channels of the source).
+void fill_term_offsets(const PatchGrid& phase, const ImageSize& source, int32_t* term_offset);
 
-// weight (small_c, kernel, kernel, large_c) -> the panels of the grid: terms in the order of term_offset, a
+// weight (small_c, kernel, kernel, large_c) -> the panels of a phase: terms in the order of term_offset, a
 // column per output channel.
-void pack_weight(const PatchGrid& grid, const ConvSides& sides, Direction direction, const float* weight,
+void pack_weight(const PatchGrid& phase, const ConvSides& sides, Direction direction, const float* weight,
                  float* packed);
 
 // The panels of a weight gradient, terms (kernel, kernel, large_c) and a column per small_c, -> weight.
 void unpack_gradient(const ConvSides& sides, const float* packed, float* weight);
-
-// images (count, h, w, c) -> the same with zero borders.
-void pad_images(float* padded, const PaddedSize& to, const float* images, const ImageSize& from,
-                int64_t count);
 
 }  // namespace vqlab
