@@ -47,7 +47,7 @@ LookupShape parse_shape(const std::string& text) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   const LookupShape shape{sizes[0], sizes[1], sizes[2]};
   if (shape.N > kMost || shape.K > kMost || shape.D > kMost ||
-      2.0 * shape.bytes() > double(available_bytes(Device::cpu)))
+      2.0 * shape.bytes() > double(available_bytes()))
     throw Error(ErrorKind::usage, fmt::format("shape {} does not fit into memory", text),
                 "use fewer latents, codes or elements", "--shape");
   return shape;

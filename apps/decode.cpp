@@ -1,5 +1,6 @@
 #include <fmt/core.h>
 
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 
@@ -47,6 +48,10 @@ class DecodeCommand : public Command {
     });
     Json json = Json::object();
     json["images"] = shape[0];
+    for (const int64_t side : shape) json["shape"].push_back(side);
+    json["dtype"] = npy_type_name(array.type());
+    json["bits_per_image"] =
+        double(shape[1] * shape[2]) * std::log2(double(model.quantizer().codebook_size()));
     json["directory"] = output_;
     if (!common.json) std::printf("%lld pictures in %s\n", static_cast<long long>(shape[0]), output_.c_str());
     return {.json = json};

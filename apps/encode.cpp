@@ -12,17 +12,20 @@
 namespace vqlab {
 namespace {
 
-// The bytes of a .npy file (images, h, w) of the smallest unsigned type that holds every code.
-std::string encode_codes(const std::vector<int32_t>& codes, const std::vector<int64_t>& shape, int64_t K,
-                         std::string& dtype) {
-  const auto as = [&](auto zero, const char* name) {
-    dtype = name;
+// The smallest unsigned type that holds every code.
+NpyType code_type(int64_t K) {
+  if (K <= 1 << 8) return NpyType::u8;
+  return K <= 1 << 16 ? NpyType::u16 : NpyType::u32;
+}
+
+// The bytes of a .npy file (images, h, w) of that type.
+std::string encode_codes(const std::vector<int32_t>& codes, const std::vector<int64_t>& shape, NpyType type) {
+  const auto as = [&](auto zero) {
     const std::vector<decltype(zero)> narrow(codes.begin(), codes.end());
-    return encode_npy(npy_type_of<decltype(zero)>(), shape, narrow.data());
+    return encode_npy(type, shape, narrow.data());
   };
-  if (K <= 1 << 8) return as(uint8_t{0}, "uint8");
-  if (K <= 1 << 16) return as(uint16_t{0}, "uint16");
-  return as(uint32_t{0}, "uint32");
+  if (type == NpyType::u8) return as(uint8_t{0});
+  return type == NpyType::u16 ? as(uint16_t{0}) : as(uint32_t{0});
 }
 
 class EncodeCommand : public Command {
@@ -42,8 +45,8 @@ class EncodeCommand : public Command {
     const Model& model = trained->model();
     const int64_t K = model.quantizer().codebook_size();
     const std::vector<int64_t> shape = {split.range().count(), model.code_height(), model.code_width()};
-    std::string dtype;
-    const std::string bytes = encode_codes(codes, shape, K, dtype);
+    const std::string dtype(npy_type_name(code_type(K)));
+    const std::string bytes = encode_codes(codes, shape, code_type(K));
 
     Json description = Json::object();
     description["run"] = run_;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 
 #include "command.hpp"
@@ -78,11 +79,15 @@ Json last_drift(const std::string& run) {
 class InspectCommand : public Command {
  public:
   void declare(Options& o) override {
-    o.positional("run", run_, true, "run directory");
+    o.positional("run", run_, true, "run directory, or the directory of one of its checkpoints");
     o.option("checkpoint", checkpoint_, "last, best or the path of a step directory");
   }
 
   CommandResult run(const CommonOptions& common) override {
+    if (std::filesystem::exists(run_ + "/DONE")) {  // a checkpoint: RUN/ckpt/step-N
+      checkpoint_ = run_;
+      run_ = std::filesystem::canonical(run_).parent_path().parent_path();
+    }
     const Config config = load_run_config(run_);
     const Checkpoint checkpoint(run_, checkpoint_);
     Json json = Json::object();
@@ -97,7 +102,10 @@ class InspectCommand : public Command {
       for (const TensorInfo& t : file->tensors()) json["tensors"].push_back(describe(t));
     json["codebook"] = Json();
     json["findings"] = Json::array();
-    if (checkpoint.optimiser_file().find("quantize.ema.cluster_size") != nullptr)
+    const bool waiting =
+        checkpoint.optimiser_file().find("quantize.first_latents") != nullptr;  // for k-means
+    if (!waiting && checkpoint.progress().step > 0 &&
+        checkpoint.optimiser_file().find("quantize.ema.cluster_size") != nullptr)
       add_codebook(json, config, checkpoint);
     if (!common.json) print(json);
     return {.json = json};

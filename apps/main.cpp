@@ -4,6 +4,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <new>
 
 #include "command.hpp"
@@ -141,6 +142,12 @@ int run(int argc, char** argv) {
       return result.exit_code;
     } catch (const Error& error) {
       return report(error, common.json);
+    } catch (const std::filesystem::filesystem_error& error) {
+      const bool full = error.code() == std::errc::no_space_on_device;
+      return report(
+          Error(full ? ErrorKind::resources : ErrorKind::usage, error.code().message(),
+                full ? "free some disk space" : "check the path and its permissions", error.path1().string()),
+          common.json);
     } catch (const std::bad_alloc&) {
       return report(
           Error(ErrorKind::resources, "out of memory", "use a smaller batch, model or data set", "host"),

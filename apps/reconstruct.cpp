@@ -37,24 +37,25 @@ class ReconstructCommand : public Command {
     if (count_ > 0) range.end = range.begin + std::min(count_, range.count());
     const std::string output = output_.empty() ? run_ + "/pictures" : output_;
     make_output_directory(output);
-    int64_t files = 0;
+    std::vector<std::string> files;
     const Evaluation e =
         evaluate(trained->model(), trained->runtime(), range, trained->facts().variance, /*with_ssim=*/false,
-                 [&](int64_t first, int64_t count) { files += write_batch(*trained, output, first, count); });
+                 [&](int64_t first, int64_t count) { write_batch(*trained, output, first, count, files); });
     if (!common.json)
       std::printf("%lld images, mse %.6f, %lld files in %s\n", static_cast<long long>(e.images), e.mse,
-                  static_cast<long long>(files), output.c_str());
+                  static_cast<long long>(files.size()), output.c_str());
     Json json = Json::object();
     json["images"] = e.images;
     json["mse"] = e.mse;
-    json["files"] = files;
-    json["directory"] = output;
+    json["files"] = Json::array();
+    for (const std::string& file : files) json["files"].push_back(file);
     return {.json = json};
   }
 
  private:
   // Original, reconstruction and, if there are codes, code map of each image of the batch just computed.
-  static int64_t write_batch(TrainedModel& trained, const std::string& output, int64_t first, int64_t count) {
+  static void write_batch(TrainedModel& trained, const std::string& output, int64_t first, int64_t count,
+                          std::vector<std::string>& files) {
     const Model& model = trained.model();
     const auto& [height, width, channels] = model.shape();
     const View<const float> x = model.input();
@@ -65,7 +66,8 @@ class ReconstructCommand : public Command {
     const int64_t pixels = x[1] * x[2] * x[3];
     for (int64_t i = 0; i < count; ++i) {
       const auto write = [&](const char* what, const std::vector<uint8_t>& bytes, int64_t c) {
-        write_png(picture_path(output, first + i, what), {bytes.data(), {height, width, c}});
+        files.push_back(picture_path(output, first + i, what));
+        write_png(files.back(), {bytes.data(), {height, width, c}});
       };
       write("original", to_bytes({input.data() + i * pixels, {x[1], x[2], x[3]}}, height, width), channels);
       write("reconstruction", to_bytes({result.data() + i * pixels, {x[1], x[2], x[3]}}, height, width),
@@ -74,7 +76,6 @@ class ReconstructCommand : public Command {
       const View<const int32_t> map(code_values.data() + i * codes[1] * codes[2], {codes[1], codes[2]});
       write("codes", code_map(map, model.config().model.downsampling, height, width), 3);
     }
-    return count * (with_codes ? 3 : 2);
   }
 
   std::string run_, output_, split_ = "test", checkpoint_ = "last";

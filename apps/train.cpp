@@ -80,8 +80,7 @@ class TrainCommand : public Command {
   static CommandResult dry_run(const TrainOptions& options, const CommonOptions& common) {
     const Runtime runtime(options.config.device, int(options.config.threads));
     const TrainingData data = load_training_data(options.config);
-    const ImageShape shape{data.set.height, data.set.width, data.set.channels};
-    std::vector<std::string> lines = describe_memory(options.config, shape, data.training().count());
+    std::vector<std::string> lines = plan_memory(options.config, data);
     lines.insert(lines.begin(), runtime.note());
     Json json = Json::object();
     json["dry_run"] = Json::array();

@@ -102,6 +102,7 @@ Json encode_state(const Model& model, const TrainingProgress& p, const DataFacts
   json["format"] = kFormat;
   json["step"] = p.step;
   json["skipped"] = p.skipped;
+  json["skipped_in_a_row"] = p.skipped_in_a_row;
   json["evaluations"] = p.evaluations;
   json["best_mse"] = p.best_mse ? Json(*p.best_mse) : Json();
   json["best_step"] = p.best_step;
@@ -114,6 +115,7 @@ Json encode_state(const Model& model, const TrainingProgress& p, const DataFacts
   data["channels"] = f.shape.channels;
   data["training_images"] = f.training_images;
   data["variance"] = f.variance;
+  data["pixels_xxh3"] = f.pixels_xxh3;
   return json;
 }
 
@@ -125,6 +127,34 @@ std::vector<fs::path> step_directories(const fs::path& root) {
     if (entry.path().filename().string().starts_with("step-")) found.push_back(entry.path());
   std::sort(found.rbegin(), found.rend());
   return found;
+}
+
+bool holds_tensors(std::string_view file) { return file.ends_with(".safetensors"); }
+
+// What DONE keeps of a file: its size, its hash, and the checksum of each tensor, so that damage can be
+// located.
+Json describe_file(const std::string& name, const std::string& bytes) {
+  Json entry = Json::object();
+  entry["bytes"] = int64_t(bytes.size());
+  entry["xxh3"] = xxh3_hex(bytes);
+  if (!holds_tensors(name)) return entry;
+  const Safetensors file(bytes, name);
+  Json& checksums = entry["crc32c"] = Json::object();
+  for (const TensorInfo& tensor : file.tensors())
+    checksums[tensor.name] = int64_t(crc32c(file.bytes(tensor)));
+  return entry;
+}
+
+// Which part of a file whose hash differs is damaged.
+std::string damaged_part(const std::string& name, const std::string& bytes, const Json& entry) {
+  if (!holds_tensors(name)) return "its hash differs";
+  const Safetensors file(bytes, name);  // throws, with the reason, if the damage is in the header
+  for (const TensorInfo& tensor : file.tensors()) {
+    const Json* checksum = entry.at("crc32c").find(tensor.name);
+    if (checksum == nullptr || checksum->as_integer() != int64_t(crc32c(file.bytes(tensor))))
+      return "the checksum of tensor " + tensor.name + " differs";
+  }
+  return "its header differs";
 }
 
 // Steps 1 to 4 of the protocol: files, DONE, directory, rename. A directory of the same name is left over
@@ -141,9 +171,7 @@ void write_checkpoint(const fs::path& root, const std::string& name, const Conte
     Json done = Json::object();
     for (size_t i = 0; i < kFiles.size(); ++i) {
       write_file_durably((temporary / kFiles[i]).string(), contents[i]);
-      Json& entry = done[kFiles[i]];
-      entry["bytes"] = int64_t(contents[i].size());
-      entry["xxh3"] = xxh3_hex(contents[i]);
+      done[kFiles[i]] = describe_file(kFiles[i], contents[i]);
     }
     write_file_durably((temporary / "DONE").string(), done.dump(2) + "\n");
     fsync_directory(temporary.string());
@@ -165,7 +193,8 @@ void remove_old(const fs::path& root, int64_t keep) {
   for (const fs::path& directory : step_directories(root))
     if (newest++ >= keep && !kept.contains(directory.filename().string())) fs::remove_all(directory, ignored);
   for (const auto& entry : fs::directory_iterator(root, ignored))
-    if (entry.path().filename().string().starts_with(".tmp-")) fs::remove_all(entry.path(), ignored);
+    if (entry.path().filename().string().find(".tmp-") != std::string::npos)
+      fs::remove_all(entry.path(), ignored);
 }
 
 [[noreturn]] void fail(const std::string& what, const std::string& where, const std::string& hint = "") {
@@ -195,7 +224,9 @@ Checkpoint::Checkpoint(const std::string& run, const std::string& which) {
     return;
   }
   std::vector<fs::path> candidates = step_directories(root);
-  if (fs::exists(root / "last")) candidates.insert(candidates.begin(), fs::canonical(root / "last"));
+  std::error_code error_code;
+  if (const fs::path last = fs::canonical(root / "last", error_code); !error_code)
+    candidates.insert(candidates.begin(), last);
   if (candidates.empty())
     fail("there is no checkpoint", root.string(),
          "pass the directory of a run that `vqlab train` has written");
@@ -213,6 +244,17 @@ Checkpoint::Checkpoint(const std::string& run, const std::string& which) {
 }
 
 void Checkpoint::read(const std::string& directory) {
+  try {
+    read_files(directory);
+  } catch (const Error& error) {  // malformed JSON is a damaged checkpoint, not damaged data
+    if (error.kind() != ErrorKind::data) throw;
+    fail(error.what(), error.where());
+  } catch (const fs::filesystem_error& error) {
+    fail("cannot read the checkpoint: " + error.code().message(), directory);
+  }
+}
+
+void Checkpoint::read_files(const std::string& directory) {
   const fs::path path(directory);
   if (!fs::is_directory(path)) fail("there is no such checkpoint", directory);
   const std::string done_path = (path / "DONE").string();
@@ -228,7 +270,7 @@ void Checkpoint::read(const std::string& directory) {
                        entry->at("bytes").as_integer()),
            file);
     if (xxh3_hex(contents[i]) != entry->at("xxh3").as_string())
-      fail("the file is damaged: its hash differs", file);
+      fail("the file is damaged: " + damaged_part(kFiles[i], contents[i], *entry), file);
   }
   const std::string state_path = (path / kFiles[2]).string();
   const Json state = parse_json(contents[2], state_path);
@@ -238,6 +280,7 @@ void Checkpoint::read(const std::string& directory) {
   const Json& best = state.at("best_mse");
   progress_ = {.step = state.at("step").as_integer(),
                .skipped = state.at("skipped").as_integer(),
+               .skipped_in_a_row = state.at("skipped_in_a_row").as_integer(),
                .evaluations = state.at("evaluations").as_integer(),
                .best_mse = best.is_null() ? std::nullopt : std::optional<double>(best.as_number()),
                .best_step = state.at("best_step").as_integer(),
@@ -247,7 +290,8 @@ void Checkpoint::read(const std::string& directory) {
   facts_ = {.shape = {data.at("height").as_integer(), data.at("width").as_integer(),
                       data.at("channels").as_integer()},
             .training_images = data.at("training_images").as_integer(),
-            .variance = data.at("variance").as_number()};
+            .variance = data.at("variance").as_number(),
+            .pixels_xxh3 = data.at("pixels_xxh3").as_string()};
   codebook_initialised_ = state.at("codebook_initialised").as_bool();
   directory_ = directory;
   weights_sha256_ = sha256_hex(contents[0]);

@@ -19,6 +19,7 @@ namespace vqlab {
 struct TrainingProgress {
   int64_t step = 0;
   int64_t skipped = 0;  // steps dropped because a value was not finite
+  int64_t skipped_in_a_row = 0;
   int64_t evaluations = 0;
   std::optional<double> best_mse;  // of the evaluations so far
   int64_t best_step = -1;
@@ -30,11 +31,12 @@ struct TrainingProgress {
 struct DataFacts {
   ImageShape shape;
   int64_t training_images = 0;
-  double variance = 0.0;  // of the training pixels in [0, 1]
+  double variance = 0.0;    // of the training pixels in [0, 1]
+  std::string pixels_xxh3;  // of all pixels of the training set, validation images included
 };
 
-// Writes RUN/ckpt/step-<step> and points `last` (and `best`, if asked) at it; an existing one of that step is
-// kept. Then removes all but the newest `keep` step directories, step 0, `last` and `best`. Returns the
+// Writes RUN/ckpt/step-<step> and points `last` (and `best`, if asked) at it; one of that step is replaced.
+// Then removes all but the newest `keep` step directories, step 0, `last` and `best`. Returns the
 // sha256 of model.safetensors. Throws Error(resources) on a full disk, with the previous checkpoint intact.
 std::string save_checkpoint(const std::string& run, const Runtime& runtime, Model& model,
                             const TrainingProgress& progress, const DataFacts& facts, bool is_best,
@@ -63,6 +65,7 @@ class Checkpoint {
 
  private:
   void read(const std::string& directory);
+  void read_files(const std::string& directory);
 
   std::string directory_, weights_sha256_;
   std::optional<Safetensors> model_, optimiser_;

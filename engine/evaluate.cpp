@@ -59,9 +59,10 @@ Evaluation evaluate(Model& model, const Runtime& runtime, const ImageRange& rang
     feeder.pick_in_order(range, first);
     feeder.fill(*range.set);
     feeder.upload(model.images(), stream);
-    model.load_images(/*augment=*/false, 0, 0, stream);
+    model.load_images({}, stream);
     model.encode(stream);
     model.quantize(stream);
+    model.require_finite_latents(runtime, first);
     model.decode(stream);
     model.measure_loss(stream);
     host(squared_error, model.squared_error());

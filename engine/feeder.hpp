@@ -27,7 +27,7 @@ class Feeder {
   // Evaluation: images [first, first + batch) of the range; past its end the last image is repeated.
   void pick_in_order(const ImageRange& range, int64_t first);
 
-  // Copies the picked images into the next pinned slot.
+  // Copies the picked images into the next pinned slot. The upload of two calls ago must be done.
   void fill(const ImageSet& set);
   // From the slot just filled to the device.
   void upload(const View<uint8_t>& images, Stream stream);

@@ -15,9 +15,10 @@ std::vector<int32_t> encode_images(TrainedModel& trained, const ImageRange& rang
     feeder.pick_in_order(range, first);
     feeder.fill(*range.set);
     feeder.upload(model.images(), stream);
-    model.load_images(/*augment=*/false, 0, 0, stream);
+    model.load_images({}, stream);
     model.encode(stream);
     model.quantize(stream);
+    model.require_finite_latents(runtime, first);
     const int64_t count = std::min(B, range.count() - first);
     runtime.download(codes.data() + first * codes_per_image, batch_codes.data,
                      count * codes_per_image * int64_t(sizeof(int32_t)), stream);

@@ -33,6 +33,11 @@ Conv::Conv(ParameterStore& parameters, const std::string& name, const ConvGeomet
 Tensor Conv::plan(Arena& arena, const Tensor& input, Mode mode) {
   input_ = input;
   const View<float>& x = input.value;
+  if (!conv_supports(geometry_, x, output_channels_))
+    throw Error(ErrorKind::usage,
+                fmt::format("activations {} are too large for a convolution to {} channels", x.shape(),
+                            output_channels_),
+                "use a smaller model.hidden, or smaller images", "model.hidden");
   const View<float> shape(nullptr,
                           {x[0], geometry_.output_side(x[1]), geometry_.output_side(x[2]), output_channels_});
   output_ = take_like(arena, shape, mode == Mode::training);

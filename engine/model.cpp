@@ -108,19 +108,31 @@ void Model::allocate(const Runtime& runtime) {
   plan(arena_);
 }
 
-void Model::load_images(bool augment, int64_t epoch, int64_t first_index, Stream stream) {
-  run(
-      ImageInputOp{
-          .output = input_.value,
-          .images = images_,
-          .flip = augment && config_.data.flip,
-          .shift = augment ? config_.data.shift : 0,
-          .key = {.seed = uint64_t(config_.seed), .step = uint32_t(epoch), .use = RandomUse::augment},
-          .first_index = uint64_t(first_index)},
+void Model::load_images(const View<const StepState>& augmentation, Stream stream) {
+  run(ImageInputOp{.output = input_.value,
+                   .images = images_,
+                   .flip = augmentation && config_.data.flip,
+                   .shift = augmentation ? config_.data.shift : 0,
+                   .seed = uint64_t(config_.seed),
+                   .state = augmentation},
       stream);
 }
 
 void Model::encode(Stream stream) { encoder_.forward(stream); }
+
+void Model::require_finite_latents(const Runtime& runtime, int64_t first) const {
+  const View<const int32_t> flag = quantizer_->first_bad_row();
+  if (!flag || !quantizer_->initialised()) return;
+  int32_t row = -1;
+  runtime.download(&row, flag.data, sizeof row, runtime.compute());
+  runtime.synchronize(runtime.compute());
+  if (row >= 0)
+    throw Error(
+        ErrorKind::failed,
+        fmt::format("a latent of image {} is not finite", first + row / (code_height() * code_width())),
+        "the weights have diverged: use an earlier checkpoint, or train with a lower train.learning_rate",
+        fmt::format("latent row {}", row));
+}
 
 void Model::measure_loss(Stream stream) {
   run(ReconstructionLossOp{.d_reconstruction = reconstruction_.gradient,
@@ -152,12 +164,14 @@ void Model::set_variance(double variance) {
   loss_scale_ = float(1.0 / variance);
 }
 
-int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t bytes) {
+int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t images_per_epoch,
+                      int64_t bytes) {
   const auto fits = [&](int64_t batch) {
     Config candidate = config;
     candidate.train.batch_size = batch;
     int64_t total = 0;
-    for (const auto& [name, part] : Model(candidate, shape, batch, batch, Mode::training).memory_budget())
+    for (const auto& [name, part] :
+         Model(candidate, shape, batch, images_per_epoch, Mode::training).memory_budget())
       total += part;
     return total <= bytes;
   };

@@ -29,11 +29,15 @@ class Model {
   // All memory, once, with initial weights drawn from config.seed in training.
   void allocate(const Runtime& runtime);
 
-  // One pass, in order. images() is filled before; augmentation draws are keyed by epoch and place.
-  void load_images(bool augment, int64_t epoch, int64_t first_index, Stream stream);
+  // One pass, in order. images() is filled before. `augmentation` keys the random flips and shifts of
+  // training; absent, images enter as they are.
+  void load_images(const View<const StepState>& augmentation, Stream stream);
   void encode(Stream stream);
   void quantize(Stream stream) { quantizer_->forward(stream); }
   void decode(Stream stream) { decoder_.forward(stream); }
+  // For inference, after quantize: waits for the device and throws Error(failed), naming the image, if a
+  // latent is not finite. `first` is the place of the batch's first image.
+  void require_finite_latents(const Runtime& runtime, int64_t first) const;
   // loss and error of the reconstruction against the input, without the padding; in training also the
   // gradient.
   void measure_loss(Stream stream);
@@ -82,6 +86,6 @@ class Model {
 };
 
 // The largest training batch whose model fits into `bytes`; 0 if not even one image does.
-int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t bytes);
+int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t images_per_epoch, int64_t bytes);
 
 }  // namespace vqlab

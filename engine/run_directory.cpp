@@ -1,13 +1,16 @@
 #include "run_directory.hpp"
 
+#include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
+#include <set>
 
 #include "kernels/core/check.hpp"
 
@@ -23,8 +26,16 @@ namespace fs = std::filesystem;
 
 bool is_run(const fs::path& path) { return fs::is_regular_file(path / "config.toml"); }
 
-// What a run leaves that was killed before its first checkpoint: nothing worth keeping.
-bool is_half_made(const fs::path& path) { return !is_run(path) && fs::exists(path / "run.lock"); }
+// What a run leaves that was killed before its first checkpoint was complete: files of ours alone, nothing
+// worth keeping.
+bool is_half_made(const fs::path& path) {
+  if (is_run(path) || !fs::exists(path / "run.lock") || fs::exists(path / "ckpt" / "last")) return false;
+  const std::set<std::string> ours = {"run.lock", "command.txt", "env.json",       "metrics.jsonl",
+                                      "ckpt",     "samples",     "config.toml.tmp"};
+  return std::all_of(
+      fs::directory_iterator(path), fs::directory_iterator(),
+      [&](const fs::directory_entry& entry) { return ours.contains(entry.path().filename().string()); });
+}
 
 void prepare(const fs::path& path, RunAccess access) {
   std::error_code error;
@@ -58,7 +69,8 @@ std::FILE* take_lock(const std::string& path) {
          std::string("cannot write in the run directory: ") + std::strerror(code),
          "free some disk space, or choose a --run in a writable place", path);
   };
-  std::FILE* lock = std::fopen((path + "/run.lock").c_str(), "a+e");
+  const int file = open((path + "/run.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+  std::FILE* lock = file < 0 ? nullptr : fdopen(file, "r+");
   if (lock == nullptr) unwritable(errno);
   if (flock(fileno(lock), LOCK_EX | LOCK_NB) != 0) {
     char owner[128] = {};
@@ -86,7 +98,10 @@ RunDirectory::RunDirectory(const std::string& path, RunAccess access) : path_(pa
   // A run in progress is "in use", not "exists already".
   if (fs::exists(path_ + "/run.lock")) lock_.reset(take_lock(path_));
   prepare(path_, access);
-  if (!lock_) lock_.reset(take_lock(path_));
+  if (!lock_) {
+    lock_.reset(take_lock(path_));
+    prepare(path_, access);  // another process may have finished a run in between
+  }
   if (access == RunAccess::resume) return;
   for (const auto& entry : fs::directory_iterator(path_))  // the lock stays: it is held
     if (entry.path().filename() != "run.lock") fs::remove_all(entry.path());

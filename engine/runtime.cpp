@@ -1,5 +1,6 @@
 #include "runtime.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -40,12 +41,17 @@ std::string cuda_problem() {
 #endif
 }
 
-int64_t available_bytes(Device) {
+int64_t available_bytes() {
+  int64_t available = 0;
   std::ifstream file("/proc/meminfo");
   std::string key;
   for (int64_t kibibytes; file >> key >> kibibytes; file.ignore(16, '\n'))
-    if (key == "MemAvailable:") return kibibytes * 1024;
-  return 0;
+    if (key == "MemAvailable:") available = kibibytes * 1024;
+  int64_t limit = 0, used = 0;  // of a container; "max" is no number
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
+      std::ifstream("/sys/fs/cgroup/memory.current") >> used)
+    available = std::min(available, limit - used);
+  return available;
 }
 
 void BlockDeleter::operator()(std::byte* memory) const { std::free(memory); }

@@ -35,6 +35,7 @@ class Runtime {
 
   // Zeroed, aligned to 256 bytes. Throws Error(resources) that names `what` and the bytes.
   Block allocate(int64_t bytes, MemoryKind kind, const std::string& what) const;
+  // Copies on the stream. The host bytes must stay as they are until synchronize(), or be done for otherwise.
   void upload(void* device, const void* host, int64_t bytes, Stream stream) const;
   void download(void* host, const void* device, int64_t bytes, Stream stream) const;
   // Waits until everything enqueued on the stream is done.
@@ -48,7 +49,8 @@ class Runtime {
 // "" if a CUDA device can be used, else one line why not.
 std::string cuda_problem();
 
-// Bytes of memory that the device could still give, as the system reports it.
-int64_t available_bytes(Device device);
+// Bytes of host memory that this process could still take: what the system reports, or what its control group
+// leaves.
+int64_t available_bytes();
 
 }  // namespace vqlab

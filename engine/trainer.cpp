@@ -53,6 +53,9 @@ Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange&
   plan();
   slab_.allocate(runtime);
   plan();
+  pinned_slab_.take<StepState>({2});
+  pinned_slab_.allocate(runtime);
+  staged_states_ = pinned_slab_.take<StepState>({2});
 }
 
 void Trainer::step() {
@@ -68,19 +71,14 @@ void Trainer::step() {
   record();
 }
 
-void Trainer::pick_pictures() {
-  const int64_t epoch = step_ / steps_per_epoch(),
-                first = step_ % steps_per_epoch() * config_.train.batch_size;
-  feeder_.pick(images_, uint64_t(config_.seed), epoch, first);
-}
+void Trainer::pick_pictures() { feeder_.pick(images_, uint64_t(config_.seed), epoch(), first_index()); }
 
 void Trainer::fill_pinned_batch() { feeder_.fill(*images_.set); }
 
 void Trainer::upload_batch() {
   feeder_.upload(model_.images(), stream_);
-  const int64_t epoch = step_ / steps_per_epoch(),
-                first = step_ % steps_per_epoch() * config_.train.batch_size;
-  model_.load_images(/*augment=*/true, epoch, first, stream_);
+  upload_step_state();
+  model_.load_images(state_, stream_);
 }
 
 void Trainer::encode() { model_.encode(stream_); }
@@ -97,7 +95,6 @@ void Trainer::measure_loss() { model_.measure_loss(stream_); }
 void Trainer::compute_gradients() { model_.backward(stream_); }
 
 void Trainer::update() {
-  upload_step_state();
   const ParameterStore& p = model_.parameters();
   run(
       GradientNormOp{
@@ -136,11 +133,15 @@ void Trainer::record() {
 }
 
 void Trainer::upload_step_state() {
-  const StepState state{.step = step_,
-                        .learning_rate = float(learning_rate(step_)),
-                        .beta1_power = float(std::pow(double(kBeta1), double(step_ + 1))),
-                        .beta2_power = float(std::pow(double(kBeta2), double(step_ + 1)))};
-  runtime_.upload(state_.data, &state, sizeof state, stream_);
+  StepState& staged = staged_states_.data[step_ % staged_states_.size()];
+  const double updates = double(step_ - skipped_ + 1);
+  staged = {.step = step_,
+            .learning_rate = float(learning_rate(step_)),
+            .beta1_power = float(std::pow(double(kBeta1), updates)),
+            .beta2_power = float(std::pow(double(kBeta2), updates)),
+            .epoch = epoch(),
+            .first_index = first_index()};
+  runtime_.upload(state_.data, &staged, sizeof staged, stream_);
 }
 
 double Trainer::learning_rate(int64_t step) const {
@@ -179,9 +180,10 @@ StepReport Trainer::report() const {
   return report;
 }
 
-void Trainer::resume_at(int64_t step, int64_t skipped) {
+void Trainer::resume_at(int64_t step, int64_t skipped, int64_t skipped_in_a_row) {
   step_ = step;
   skipped_ = skipped;
+  skipped_in_a_row_ = skipped_in_a_row;
 }
 
 std::string Trainer::first_bad_tensor() const {
@@ -203,9 +205,9 @@ std::string Trainer::first_bad_tensor() const {
 
 void Trainer::fail_not_finite() const {
   throw Error(ErrorKind::failed, fmt::format("{} is not finite", first_bad_tensor()),
-              "lower train.learning_rate or set train.gradient_clip = 1.0; the last checkpoint is good: "
-              "continue with "
-              "train --resume, or train.on_nan = \"skip\" drops such steps",
+              "the last checkpoint is good; start a new run with a lower train.learning_rate, with "
+              "train.gradient_clip = "
+              "1.0, or with train.on_nan = \"skip\", which drops such steps",
               fmt::format("step {}", step_ + 1));
 }
 

@@ -41,11 +41,12 @@ class Trainer {
   }  // the partial batch is dropped
   int64_t total_steps() const { return config_.train.epochs * steps_per_epoch(); }
   int64_t steps_skipped() const { return skipped_; }
+  int64_t steps_skipped_in_a_row() const { return skipped_in_a_row_; }
   Model& model() { return model_; }
   double variance() const { return variance_; }  // of the training pixels in [0, 1]
 
   // Continues after `step` steps; the model's tensors have been restored.
-  void resume_at(int64_t step, int64_t skipped);
+  void resume_at(int64_t step, int64_t skipped, int64_t skipped_in_a_row);
 
  private:
   // The rooms.
@@ -60,6 +61,8 @@ class Trainer {
   void update();             // 9
   void record();             // 10
 
+  int64_t epoch() const { return step_ / steps_per_epoch(); }
+  int64_t first_index() const { return step_ % steps_per_epoch() * config_.train.batch_size; }
   void upload_step_state();
   double learning_rate(int64_t step) const;
   [[noreturn]] void fail_not_finite() const;
@@ -78,6 +81,8 @@ class Trainer {
 
   Slab slab_{"step scalars"};
   View<StepState> state_;
+  Slab pinned_slab_{"pinned step scalars", MemoryKind::pinned};
+  View<StepState> staged_states_;  // (2), one is filled while the other is being copied
   View<float> squared_norm_, norm_block_sums_;
   View<int32_t> poisoned_;
 };

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <filesystem>
 
@@ -31,6 +32,7 @@ class StopSignals {
   StopSignals() {
     caught_signal = 0;
     struct sigaction action {};
+    action.sa_flags = SA_RESTART;
     action.sa_handler = [](int signal) {
       if (caught_signal) _exit(128 + signal);
       caught_signal = signal;
@@ -64,7 +66,7 @@ class Training {
   void evaluate_epoch(int64_t epoch);
   void write_pictures();
   void save();
-  bool epoch_ends() const { return trainer_.steps_done() % trainer_.steps_per_epoch() == 0; }
+  bool epoch_ends() const { return trainer_->steps_done() % trainer_->steps_per_epoch() == 0; }
   bool evaluation_due(int64_t epoch) const;
   double images_per_second() const;
 
@@ -74,10 +76,11 @@ class Training {
   const Clock::time_point start_ = Clock::now();
   const Runtime runtime_;
   const TrainingData data_;
-  Trainer trainer_;
-  const int64_t end_step_;
+  std::unique_ptr<Trainer> trainer_;
+  int64_t end_step_ = 0;
   std::unique_ptr<RunDirectory> directory_;
   std::unique_ptr<AppendFile> metrics_;
+  DataFacts facts_;
   TrainingProgress progress_;
   bool newest_is_best_ = false;
   int64_t saved_step_ = -1, first_step_ = 0;
@@ -89,15 +92,19 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
     : options_(options),
       observer_(observer),
       runtime_(config_.device, int(config_.threads)),
-      data_(load_training_data(config_)),
-      trainer_(config_, runtime_, data_.training()),
-      end_step_(std::min(trainer_.total_steps(), options.max_steps.value_or(trainer_.total_steps()))) {
+      data_(load_training_data(config_)) {
   observer.note(runtime_.note());
   observer.note(fmt::format("data: {} training and {} validation images of {}x{}x{}",
                             data_.training().count(), data_.validation().count(), data_.set.height,
                             data_.set.width, data_.set.channels));
-  for (const std::string& line : describe_memory(config_, trainer_.model().shape(), data_.training().count()))
-    observer.note(line);
+  for (const std::string& line : plan_memory(config_, data_)) observer.note(line);
+  trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training());
+  end_step_ = std::min(trainer_->total_steps(), options.max_steps.value_or(trainer_->total_steps()));
+  facts_ = {.shape = trainer_->model().shape(),
+            .training_images = data_.training().count(),
+            .variance = trainer_->variance(),
+            .pixels_xxh3 =
+                xxh3_hex({reinterpret_cast<const char*>(data_.set.pixels.data()), data_.set.pixels.size()})};
   directory_ = std::make_unique<RunDirectory>(options_.run, options_.access);
   options_.access == RunAccess::resume ? open_existing() : open_new();
 }
@@ -111,7 +118,9 @@ void Training::open_new() {
     write_file_durably(run / "env.json", environment(runtime_).dump(2) + "\n");
     metrics_ = std::make_unique<AppendFile>(run / "metrics.jsonl");
     save();
-    write_file_durably(run / "config.toml", to_toml(config_));  // last: what has it can be resumed
+    write_file_durably(run / "config.toml.tmp", to_toml(config_));
+    rename_durably(run / "config.toml.tmp", run / "config.toml");  // last: what has it can be resumed
+    fsync_directory(std::filesystem::absolute(run.path()).parent_path().string());
   } catch (...) {
     std::error_code ignored;
     std::filesystem::remove_all(options_.run, ignored);  // a half-made run is of no use
@@ -123,12 +132,14 @@ void Training::open_existing() {
   const Checkpoint checkpoint(options_.run, "last");
   for (const std::string& line : checkpoint.warnings()) observer_.warning(line);
   const DataFacts& facts = checkpoint.facts();
-  if (facts.training_images != data_.training().count() || facts.variance != trainer_.variance())
-    throw Error(ErrorKind::data, "the training images are not those that the run started with",
+  if (facts.training_images != facts_.training_images || facts.pixels_xxh3 != facts_.pixels_xxh3 ||
+      facts.shape.height != facts_.shape.height || facts.shape.width != facts_.shape.width)
+    throw Error(ErrorKind::data, "the images are not those that the run started with",
                 "restore the data, or start a new run", config_.data.path);
-  checkpoint.restore(trainer_.model(), runtime_);
+  checkpoint.restore(trainer_->model(), runtime_);
   progress_ = checkpoint.progress();
-  trainer_.resume_at(progress_.step, progress_.skipped);
+  trainer_->resume_at(progress_.step, progress_.skipped, progress_.skipped_in_a_row);
+  std::filesystem::create_directories(options_.run + "/samples");
   first_step_ = saved_step_ = progress_.step;
   result_.weights_sha256 = checkpoint.weights_sha256();
   metrics_ = std::make_unique<AppendFile>(options_.run + "/metrics.jsonl", progress_.metrics_bytes);
@@ -139,22 +150,22 @@ TrainResult Training::run() {
   const StopSignals signals;
   while (!finished()) {
     const Clock::time_point step_start = Clock::now();
-    trainer_.step();
+    trainer_->step();
     step_seconds_ += seconds_since(step_start);
-    const int64_t step = trainer_.steps_done();
+    const int64_t step = trainer_->steps_done();
     // The last step of --max-steps is shown but not logged: a resumed run then has the lines of an
     // uninterrupted one.
     const bool logged = step % kLogEverySteps == 0 || epoch_ends();
-    if (logged || step == end_step_) show(trainer_.report(), logged);
-    const int64_t epoch = step / trainer_.steps_per_epoch();
+    if (logged || step == end_step_) show(trainer_->report(), logged);
+    const int64_t epoch = step / trainer_->steps_per_epoch();
     if (epoch_ends() && evaluation_due(epoch)) evaluate_epoch(epoch);
     if (step % config_.checkpoint.every_steps == 0 || newest_is_best_) save();
   }
-  if (saved_step_ != trainer_.steps_done()) save();
+  if (saved_step_ != trainer_->steps_done()) save();
   metrics_->sync();
   result_.run = options_.run;
-  result_.steps = trainer_.steps_done();
-  result_.epochs = double(result_.steps) / double(trainer_.steps_per_epoch());
+  result_.steps = trainer_->steps_done();
+  result_.epochs = double(result_.steps) / double(trainer_->steps_per_epoch());
   result_.images_per_second = images_per_second();
   result_.device = runtime_.device_name();
   struct rusage usage {};
@@ -168,9 +179,9 @@ TrainResult Training::run() {
 bool Training::finished() {
   if (config_.train.patience > 0 && progress_.without_improvement >= config_.train.patience)
     result_.stopped_by = "patience";
-  else if (trainer_.steps_done() >= trainer_.total_steps())
+  else if (trainer_->steps_done() >= trainer_->total_steps())
     result_.stopped_by = "epochs";
-  else if (trainer_.steps_done() >= end_step_)
+  else if (trainer_->steps_done() >= end_step_)
     result_.stopped_by = "max_steps";
   else if ((result_.signal = StopSignals::caught()) != 0)
     result_.stopped_by = "signal";
@@ -178,7 +189,7 @@ bool Training::finished() {
 }
 
 double Training::images_per_second() const {
-  const int64_t images = (trainer_.steps_done() - first_step_) * config_.train.batch_size;
+  const int64_t images = (trainer_->steps_done() - first_step_) * config_.train.batch_size;
   return step_seconds_ > 0.0 ? double(images) / step_seconds_ : 0.0;
 }
 
@@ -199,7 +210,7 @@ void Training::log(const StepReport& r) {
   line["error"] = r.error;
   line["gradient_norm"] = r.gradient_norm;
   line["learning_rate"] = r.learning_rate;
-  line["skipped"] = trainer_.steps_skipped();
+  line["skipped"] = trainer_->steps_skipped();
   if (r.has_codebook) {
     line["codes_used"] = int64_t(r.health.used);
     line["perplexity"] = double(r.health.perplexity);
@@ -219,17 +230,17 @@ bool Training::evaluation_due(int64_t epoch) const {
 
 void Training::evaluate_epoch(int64_t epoch) {
   if (data_.validation_images > 0) {
-    const Evaluation e = evaluate(trainer_.model(), runtime_, data_.validation(), trainer_.variance());
+    const Evaluation e = evaluate(trainer_->model(), runtime_, data_.validation(), trainer_->variance());
     ++progress_.evaluations;
-    newest_is_best_ = !progress_.best_mse || e.mse < *progress_.best_mse;
+    newest_is_best_ = std::isfinite(e.mse) && (!progress_.best_mse || e.mse < *progress_.best_mse);
     progress_.without_improvement = newest_is_best_ ? 0 : progress_.without_improvement + 1;
     if (newest_is_best_) {
       progress_.best_mse = e.mse;
-      progress_.best_step = trainer_.steps_done();
+      progress_.best_step = trainer_->steps_done();
     }
     Json line = Json::object();
     line["kind"] = "evaluation";
-    line["step"] = trainer_.steps_done();
+    line["step"] = trainer_->steps_done();
     line["epoch"] = epoch;
     line["split"] = "validation";
     const Json figures = e.to_json();
@@ -245,21 +256,19 @@ void Training::evaluate_epoch(int64_t epoch) {
 void Training::write_pictures() {
   ImageRange first = data_.validation_images > 0 ? data_.validation() : data_.training();
   first.end = first.begin + std::min(first.count(), kPictures);
-  evaluate(trainer_.model(), runtime_, first, trainer_.variance(), /*with_ssim=*/false);
-  write_grid(options_.run + fmt::format("/samples/step-{:08}.png", trainer_.steps_done()), trainer_.model(),
+  evaluate(trainer_->model(), runtime_, first, trainer_->variance(), /*with_ssim=*/false);
+  write_grid(options_.run + fmt::format("/samples/step-{:08}.png", trainer_->steps_done()), trainer_->model(),
              runtime_, first.count());
 }
 
 void Training::save() {
   metrics_->sync();
-  progress_.step = trainer_.steps_done();
-  progress_.skipped = trainer_.steps_skipped();
+  progress_.step = trainer_->steps_done();
+  progress_.skipped = trainer_->steps_skipped();
+  progress_.skipped_in_a_row = trainer_->steps_skipped_in_a_row();
   progress_.metrics_bytes = metrics_->size();
-  const DataFacts facts{.shape = trainer_.model().shape(),
-                        .training_images = data_.training().count(),
-                        .variance = trainer_.variance()};
   const bool is_best = newest_is_best_ || data_.validation_images == 0 || progress_.step == 0;
-  result_.weights_sha256 = save_checkpoint(options_.run, runtime_, trainer_.model(), progress_, facts,
+  result_.weights_sha256 = save_checkpoint(options_.run, runtime_, trainer_->model(), progress_, facts_,
                                            is_best, config_.checkpoint.keep);
   saved_step_ = progress_.step;
   newest_is_best_ = false;
@@ -283,21 +292,27 @@ TrainingData load_training_data(const Config& config) {
   return data;
 }
 
-std::vector<std::string> describe_memory(const Config& config, const ImageShape& shape,
-                                         int64_t images_per_epoch) {
-  Model model(config, shape, config.train.batch_size, images_per_epoch, Mode::training);
-  std::vector<std::string> lines = {fmt::format("model: {} parameters", model.parameters().count())};
+std::vector<std::string> plan_memory(const Config& config, const TrainingData& data) {
+  const ImageShape shape{data.set.height, data.set.width, data.set.channels};
+  Model model(config, shape, config.train.batch_size, data.training().count(), Mode::training);
   std::string parts;
   int64_t total = 0;
   for (const auto& [name, bytes] : model.memory_budget()) {
     parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", name, format_bytes(bytes));
     total += bytes;
   }
-  lines.push_back(fmt::format("memory: {} ({})", format_bytes(total), parts));
-  const int64_t available = available_bytes(Device::cpu);
-  lines.push_back(fmt::format("largest batch in {} of available memory: {}", format_bytes(available),
-                              largest_batch(config, shape, available)));
-  return lines;
+  const int64_t available = available_bytes(),
+                largest = largest_batch(config, shape, data.training().count(), available);
+  if (total > available)
+    throw Error(ErrorKind::resources,
+                fmt::format("the run needs {} of memory, and {} are available", format_bytes(total),
+                            format_bytes(available)),
+                largest > 0 ? fmt::format("a train.batch_size of {} fits", largest)
+                            : "use a smaller model.hidden or codebook",
+                "train.batch_size");
+  return {fmt::format("model: {} parameters", model.parameters().count()),
+          fmt::format("memory: {} ({})", format_bytes(total), parts),
+          fmt::format("largest batch in {} of available memory: {}", format_bytes(available), largest)};
 }
 
 TrainResult train(const TrainOptions& options, TrainObserver& observer) {

@@ -58,8 +58,8 @@ struct TrainResult {
 // Runs or continues a run. Throws whatever its parts throw; what was checkpointed stays.
 TrainResult train(const TrainOptions& options, TrainObserver& observer);
 
-// Lines of the memory budget of a training run, with the largest batch that would fit into what is available.
-std::vector<std::string> describe_memory(const Config& config, const ImageShape& shape,
-                                         int64_t images_per_epoch);
+// Lines about the memory that a run will take and the largest batch that fits. Throws Error(resources) if the
+// run's own does not fit into what the system has left.
+std::vector<std::string> plan_memory(const Config& config, const TrainingData& data);
 
 }  // namespace vqlab

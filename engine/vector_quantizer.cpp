@@ -71,10 +71,11 @@ void VectorQuantizer::allocate(const Runtime& runtime) {
   if (mode_ == Mode::inference) return;
   // Counts of 1 and sums of one code each: what an average needs so that an unused code keeps its place.
   const std::vector<float> ones(size_t(K_), 1.0f);
+  std::vector<float> codes;
   runtime.upload(cluster_size_.data, ones.data(), cluster_size_.bytes(), runtime.compute());
   if (own_codebook_) {
     const RandomKey key{.seed = seed_, .use = RandomUse::codebook};
-    std::vector<float> codes(size_t(K_ * D_));
+    codes.resize(size_t(K_ * D_));
     for (size_t i = 0; i < codes.size(); ++i) codes[i] = (2.0f * random_uniform(key, i) - 1.0f) / float(K_);
     runtime.upload(codebook_.data, codes.data(), codebook_.bytes(), runtime.compute());
   }
@@ -153,7 +154,7 @@ void VectorQuantizer::update(const UpdateContext& context, Stream stream) {
   learn_after_optimiser(context, stream);
   run(RestartOp{.codebook = codebook_,
                 .cluster_size = cluster_size_,
-                .cluster_sum = cluster_sum_,
+                .cluster_sum = own_codebook_ ? cluster_sum_ : View<float>(),
                 .moment1 = moment1(),
                 .moment2 = moment2(),
                 .replaced = replaced_,
@@ -170,12 +171,13 @@ void VectorQuantizer::update(const UpdateContext& context, Stream stream) {
                        .codebook = codebook_,
                        .counts = counts_,
                        .cluster_size = cluster_size_,
+                       .poisoned = context.poisoned,
                        .threshold = restart_threshold_,
                        .scratch = health_scratch_},
       stream);
 }
 
-// The only place in a step where the host waits for the device, in the first few steps of a run.
+// In the first few steps of a run; the host waits for the device.
 void VectorQuantizer::collect_first_latents(const UpdateContext& context, Stream stream) {
   int32_t poisoned = 0, batches = 0;
   context.runtime.download(&poisoned, context.poisoned.data, sizeof poisoned, stream);
@@ -216,8 +218,8 @@ void VectorQuantizer::decode(Stream stream) {
 
 std::vector<StateTensor> VectorQuantizer::training_state() {
   std::vector<StateTensor> state = {{"quantize.ema.cluster_size", cluster_size_, {}},
-                                    {"quantize.ema.embed_avg", cluster_sum_, {}},
                                     {"quantize.age", {}, age_}};
+  if (own_codebook_) state.push_back({"quantize.ema.embed_avg", cluster_sum_, {}});
   if (!initialised_) {
     state.push_back({"quantize.first_latents", reservoir_, {}});
     state.push_back({"quantize.first_latents.batches", {}, batches_collected_});

@@ -93,7 +93,7 @@ TEST_CASE("cli: a set goes through train and eval and encode and decode and reco
   const Json rebuilt =
       json_of(run_vqlab("reconstruct " + (desk / "run") + " --count 0 -o " + (desk / "rebuilt") + " --json"));
   CHECK(rebuilt.at("images").as_integer() == 24);
-  CHECK(rebuilt.at("files").as_integer() == 72);
+  CHECK(rebuilt.at("files").items().size() == 72);
   for (const char* index : {"00000", "00007", "00023"}) {
     const std::string name = std::string("image-") + index + "-reconstruction.png";
     CHECK(read_file(desk / ("decoded/" + name), 1 << 20) == read_file(desk / ("rebuilt/" + name), 1 << 20));
@@ -107,6 +107,9 @@ TEST_CASE("cli: inspect and doctor describe themselves", "[cli]") {
   require_keys(inspected, {"config", "step", "tensors", "codebook", "findings"});
   require_keys(inspected.at("codebook"), {"used", "perplexity", "dead", "age", "norm", "drift"});
   CHECK(inspected.at("step").as_integer() == 24);
+  CHECK(json_of(run_vqlab("inspect " + (desk / "run/ckpt/step-00000020") + " --json"))
+            .at("step")
+            .as_integer() == 20);
   const Json doctor = json_of(run_vqlab("doctor --json"));
   require_keys(doctor, {"device", "libraries", "variants"});
   for (const Json& variant : doctor.at("variants").items()) CHECK(variant.at("trusted").as_bool());
@@ -184,6 +187,14 @@ TEST_CASE("cli: a missing configuration is named", "[bad-input]") {
   require_failure(run_vqlab("train"), 2, "needs a configuration", "fmnist-s.toml");
 }
 
+TEST_CASE("cli: a run that does not fit into memory is refused before it starts", "[bad-input]") {
+  const Desk desk;
+  require_failure(
+      run_vqlab(desk.train("run") + "--set quantizer.codebook_size=16777216 --set quantizer.dim=4096"), 5,
+      "are available", "smaller");
+  CHECK_FALSE(fs::exists(desk / "run"));
+}
+
 TEST_CASE("cli: unknown keys and impossible values name the line", "[bad-input]") {
   const Desk desk;
   std::ofstream(desk.config(), std::ios::app) << "epochs = 3\n";
@@ -229,10 +240,26 @@ TEST_CASE("cli: an existing run directory is not overwritten", "[bad-input]") {
 
 TEST_CASE("cli: an unwritable run directory is a usage error", "[bad-input]") {
   const Desk desk;
+  require_failure(run_vqlab("eval " + std::string(300, 'x')), 2, "", "");
+  require_failure(run_vqlab(desk.train(std::string(300, 'x'))), 2, "", "");
   require_failure(run_vqlab("train " + desk.config() + " --run /proc/vqlab-run"), 2, "/proc/vqlab-run",
                   "writable");
   require_failure(run_vqlab("train " + desk.config() + " --run " + desk.config()), 2, "is a file",
                   "another --run");
+}
+
+TEST_CASE("cli: a half made run is replaced and a foreign directory is not", "[bad-input]") {
+  const Desk desk;
+  fs::create_directories(desk / "half/ckpt");
+  std::ofstream(desk / "half/run.lock") << "process 1 on nowhere";
+  std::ofstream(desk / "half/config.toml.tmp") << "name = ";
+  json_of(run_vqlab(desk.train("half") + "--json"));
+  fs::create_directories(desk / "foreign");
+  std::ofstream(desk / "foreign/run.lock") << "";
+  std::ofstream(desk / "foreign/thesis.tex") << "keep me";
+  require_failure(run_vqlab(desk.train("foreign")), 2, "exists already", "");
+  require_failure(run_vqlab(desk.train("foreign") + "--force"), 2, "replaces run directories only", "");
+  CHECK(read_file(desk / "foreign/thesis.tex", 100) == "keep me");
 }
 
 TEST_CASE("cli: a locked run directory is left alone", "[bad-input]") {
@@ -290,6 +317,8 @@ TEST_CASE("cli: damaged and foreign checkpoints are refused", "[bad-input]") {
   fs::resize_file(step + "/model.safetensors", 100);
   require_failure(run_vqlab("eval " + (desk / "run") + " --checkpoint " + step), 4,
                   "has 100 bytes instead of", "");
+  std::ofstream(step + "/DONE") << "{\"model";
+  require_failure(run_vqlab("eval " + (desk / "run") + " --checkpoint " + step), 4, "", "");
   fs::remove(step + "/DONE");
   require_failure(run_vqlab("eval " + (desk / "run") + " --checkpoint " + step), 4, "DONE", "");
   for (const auto& entry : fs::directory_iterator(desk / "run/ckpt"))

@@ -226,7 +226,7 @@ TEST_CASE("ema update: a poisoned step changes nothing", "[unit]") {
 TEST_CASE("codebook gradient: is the derivative of the codebook loss", "[unit]") {
   const Problem p(40, 5, 6);
   std::vector<int32_t> counts(5);
-  std::vector<float> sums(30), size(5, 1.0f), gradient(30);
+  std::vector<float> sums(30), gradient(30);
   std::vector<std::byte> scratch(size_t(cluster_sums_scratch_bytes(40, 5)));
   run(ClusterSumsOp{.counts = {counts.data(), {5}},
                     .sums = {sums.data(), {5, 6}},
@@ -235,11 +235,9 @@ TEST_CASE("codebook gradient: is the derivative of the codebook loss", "[unit]")
                     .scratch = {scratch.data(), {int64_t(scratch.size())}}},
       Stream{});
   run(CodebookGradientOp{.d_codebook = {gradient.data(), {5, 6}},
-                         .cluster_size = {size.data(), {5}},
                          .codebook = p.codebook_view(),
                          .counts = {counts.data(), {5}},
                          .sums = {sums.data(), {5, 6}},
-                         .decay = 0.5f,
                          .scale = float(2.0 / (40 * 6))},
       Stream{});
   const std::vector<float> direction = normal_floats(30, 3);
@@ -259,7 +257,21 @@ TEST_CASE("codebook gradient: is the derivative of the codebook loss", "[unit]")
   // Quadratic loss: the central difference is exact. A gradient element rounds about 10 times, n_k e_k and
   // S_k cancel.
   CHECK(std::abs(analytic - (loss(1e-3) - loss(-1e-3)) / 2e-3) <= 1e-6);
-  for (size_t k = 0; k < 5; ++k) CHECK(size[k] == 0.5f + 0.5f * float(counts[k]));
+}
+
+TEST_CASE("average counts: follows the closed form and a poisoned step changes nothing", "[unit]") {
+  std::vector<float> size = {1.0f, 2.0f};
+  const std::vector<int32_t> counts = {3, 0};
+  int32_t poisoned = 0;
+  const AverageCountsOp op{.cluster_size = {size.data(), {2}},
+                           .counts = {counts.data(), {2}},
+                           .poisoned = {&poisoned, {1}},
+                           .decay = 0.5f};
+  run(op, Stream{});
+  CHECK(size == std::vector<float>{2.0f, 1.0f});
+  poisoned = 1;
+  run(op, Stream{});
+  CHECK(size == std::vector<float>{2.0f, 1.0f});
 }
 
 namespace {
@@ -432,12 +444,14 @@ TEST_CASE("health: counts dead codes and ages and drift", "[unit]") {
                      size = {10.0f, 0.1f}, scratch(4);
   std::vector<int32_t> age = {5, 7}, counts = {12, 0};
   CodebookHealth health{};
+  int32_t poisoned = 0;
   const CodebookHealthOp op{.health = {&health, {1}},
                             .age = {age.data(), {2}},
                             .previous = {previous.data(), {2, 2}},
                             .codebook = {codebook.data(), {2, 2}},
                             .counts = {counts.data(), {2}},
                             .cluster_size = {size.data(), {2}},
+                            .poisoned = {&poisoned, {1}},
                             .threshold = 0.1f,
                             .scratch = {scratch.data(), {4}}};
   run(op, Stream{});
@@ -450,6 +464,9 @@ TEST_CASE("health: counts dead codes and ages and drift", "[unit]") {
   CHECK(age == std::vector<int32_t>{0, 8});
   run(op, Stream{});
   CHECK(health.drift == 0.0f);
+  poisoned = 1;
+  run(op, Stream{});
+  CHECK(age == std::vector<int32_t>{0, 9});
 }
 
 }  // namespace vqlab::testing

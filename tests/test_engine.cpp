@@ -158,15 +158,15 @@ TEST_CASE("memory: the largest batch fits and the next does not", "[unit]") {
   const auto bytes = [&](int64_t batch) {
     config.train.batch_size = batch;
     int64_t total = 0;
-    for (const auto& [name, part] : Model(config, shape, batch, batch, Mode::training).memory_budget())
+    for (const auto& [name, part] : Model(config, shape, batch, 100, Mode::training).memory_budget())
       total += part;
     return total;
   };
-  const int64_t limit = 3 << 20, batch = largest_batch(config, shape, limit);
+  const int64_t limit = 3 << 20, batch = largest_batch(config, shape, 100, limit);
   REQUIRE(batch > 0);
   CHECK(bytes(batch) <= limit);
   CHECK(bytes(batch + 1) > limit);
-  CHECK(largest_batch(config, shape, 100) == 0);
+  CHECK(largest_batch(config, shape, 100, 100) == 0);
 }
 
 TEST_CASE("feeder: an epoch takes every image once in an order of seed and epoch alone", "[unit]") {

@@ -274,7 +274,7 @@ TEST_CASE("nn: every byte becomes its pixel value", "[unit]") {
   Buffer output(256);
   run(
       ImageInputOp{
-          .output = output.view({1, 16, 16, 1}), .images = {bytes.data(), {1, 16, 16, 1}}, .key = {}},
+          .output = output.view({1, 16, 16, 1}), .images = {bytes.data(), {1, 16, 16, 1}}, .state = {}},
       Stream{});
   std::vector<double> expected;
   for (int i = 0; i < 256; ++i) expected.push_back(i / 255.0 - 0.5);
@@ -302,13 +302,15 @@ TEST_CASE("nn: image input pads and flips and shifts", "[unit]") {
     std::vector<uint8_t> bytes(size_t(size), 0);
     for (int64_t i = 0; i < size; ++i) bytes[size_t(i)] = uint8_t(random_bits({}, uint64_t(i)).v[0]);
     const RandomKey key{.seed = 7, .step = 3, .use = RandomUse::augment};
+    StepState state;
+    state.epoch = 3, state.first_index = 1000;
     Buffer output(c.B * c.OH * c.OW * c.C);
     run(ImageInputOp{.output = output.view({c.B, c.OH, c.OW, c.C}),
                      .images = {bytes.data(), {c.B, c.H, c.W, c.C}},
                      .flip = c.flip,
                      .shift = c.shift,
-                     .key = key,
-                     .first_index = 1000},
+                     .seed = 7,
+                     .state = {&state, {1}}},
         Stream{});
     output.check_guards();
     std::vector<double> expected;
@@ -338,7 +340,9 @@ TEST_CASE("nn: image input pads and flips and shifts", "[unit]") {
 }
 
 TEST_CASE("nn: augmentation depends on the place in the epoch and not on the batch", "[unit]") {
-  const RandomKey key{.seed = 7, .step = 3, .use = RandomUse::augment};
+  StepState state, later;
+  state.epoch = 3, state.first_index = 50;
+  later.epoch = 3, later.first_index = 53;
   std::vector<uint8_t> bytes(size_t(6 * 28 * 28), 0);
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t(i * 31 % 251);
   Buffer whole(6 * 28 * 28), second_half(3 * 28 * 28), other_epoch(6 * 28 * 28);
@@ -346,18 +350,18 @@ TEST_CASE("nn: augmentation depends on the place in the epoch and not on the bat
                   .images = {bytes.data(), {6, 28, 28, 1}},
                   .flip = true,
                   .shift = 2,
-                  .key = key,
-                  .first_index = 50};
+                  .seed = 7,
+                  .state = {&state, {1}}};
   run(op, Stream{});
   ImageInputOp half = op;
   half.output = second_half.view({3, 28, 28, 1});
   half.images = {bytes.data() + 3 * 28 * 28, {3, 28, 28, 1}};
-  half.first_index = 53;
+  half.state = {&later, {1}};
   run(half, Stream{});
   CHECK(std::memcmp(second_half.data(), whole.data() + 3 * 28 * 28, size_t(3 * 28 * 28) * sizeof(float)) ==
         0);
   op.output = other_epoch.view({6, 28, 28, 1});
-  op.key.step = 4;
+  state.epoch = 4;
   run(op, Stream{});
   CHECK(!same_bits(other_epoch.values(), whole.values()));
 }
@@ -366,7 +370,7 @@ TEST_CASE("nn: wrong operands of the image input are rejected", "[unit][bad-inpu
   std::vector<uint8_t> bytes(2 * 5 * 7 * 3);
   Buffer output(2 * 6 * 8 * 3);
   const ImageInputOp op{
-      .output = output.view({2, 6, 8, 3}), .images = {bytes.data(), {2, 5, 7, 3}}, .key = {}};
+      .output = output.view({2, 6, 8, 3}), .images = {bytes.data(), {2, 5, 7, 3}}, .state = {}};
   op.check();
   const auto reject = [&](auto spoil) {
     ImageInputOp bad = op;
@@ -378,6 +382,7 @@ TEST_CASE("nn: wrong operands of the image input are rejected", "[unit][bad-inpu
   reject([](auto& bad) { bad.output.dim[2] = 6; });
   reject([](auto& bad) { bad.output.dim[3] = 1; });
   reject([](auto& bad) { bad.output.rank = 3; });
+  reject([](auto& bad) { bad.flip = true; });  // without the state of the step
   reject([](auto& bad) { bad.shift = -1; });
   reject([](auto& bad) { bad.shift = 5; });
 }

@@ -143,6 +143,14 @@ TEST_CASE("training: what was logged after the last checkpoint is taken back on 
   CHECK(lab.metrics("killed") == lab.metrics("whole"));
 }
 
+TEST_CASE("training: a removed samples directory does not stop a resumed run", "[bad-input]") {
+  Lab lab;
+  lab.train("a", {}, 10);
+  fs::remove_all(lab.run("a") + "/samples");
+  CHECK(lab.train("a", {}, {}, RunAccess::resume).steps == 24);
+  CHECK(fs::exists(lab.run("a") + "/samples/step-00000024.png"));
+}
+
 TEST_CASE("training: a damaged last checkpoint falls back to the one before", "[bad-input]") {
   Lab lab;
   lab.train("whole");
@@ -157,6 +165,7 @@ TEST_CASE("training: a damaged last checkpoint falls back to the one before", "[
   CHECK(resumed.steps == 24);
   REQUIRE(lab.observer.warnings.size() == 1);
   CHECK(lab.observer.warnings[0].find("step-00000010 is damaged") != std::string::npos);
+  CHECK(lab.observer.warnings[0].find("the checksum of tensor") != std::string::npos);
   CHECK(lab.weights("damaged") == lab.weights("whole"));
 }
 
@@ -226,6 +235,48 @@ TEST_CASE("training: a value that is not finite stops the step and spares the st
   require_error(ErrorKind::failed, "latent row 0 is not finite", "step 1", [&] { trainer->step(); });
   CHECK(std::memcmp(before.data(), weights.data, size_t(weights.bytes())) == 0);
   CHECK(std::equal(codes_before.begin(), codes_before.end(), codebook.data));
+}
+
+TEST_CASE("training: skipped steps leave all state alone and resume in the middle of them", "[bad-input]") {
+  const Runtime runtime("cpu", 1);
+  const ImageSet set = synthetic_images(40, 8, 8, 1, 1);
+  for (const char* kind : {"vq_ema", "vq_loss"}) {
+    const Config config = parse_config(
+        tiny_config("d"), "tiny",
+        {"quantizer.initialisation=uniform", "train.on_nan=skip", std::string("quantizer.kind=") + kind});
+    Trainer trainer(config, runtime, {&set, 0, 40});
+    for (int i = 0; i < 3; ++i) trainer.step();
+    float& weight = trainer.model().parameters().weight(0).data[0];
+    const float good = weight;
+    const auto state = [&] {
+      std::vector<float> values;
+      for (const StateTensor& t : trainer.model().quantizer().training_state()) {
+        if (t.floats) values.insert(values.end(), t.floats.data, t.floats.data + t.floats.size());
+        if (t.integers) values.insert(values.end(), t.integers.data, t.integers.data + t.integers.size());
+      }
+      return values;
+    };
+    const std::vector<float> before = state();
+    weight = std::numeric_limits<float>::quiet_NaN();
+    for (int i = 0; i < 5; ++i) trainer.step();
+    CHECK(state() == before);
+    CHECK(trainer.steps_skipped_in_a_row() == 5);
+    weight = good;
+    trainer.step();
+    CHECK(trainer.steps_skipped() == 5);
+    CHECK(trainer.steps_skipped_in_a_row() == 0);
+    CHECK(state() != before);
+  }
+}
+
+TEST_CASE("evaluation: latents that are not finite are refused", "[bad-input]") {
+  const Runtime runtime("cpu", 1);
+  const ImageSet set = synthetic_images(40, 8, 8, 1, 1);
+  const Config config = parse_config(tiny_config("d"), "tiny", {"quantizer.initialisation=uniform"});
+  const auto trainer = poisoned_trainer(config, runtime, set);
+  require_error(ErrorKind::failed, "a latent of image 0 is not finite", "latent row 0", [&] {
+    evaluate(trainer->model(), runtime, {&set, 0, 40}, 1.0);
+  });
 }
 
 TEST_CASE("training: on_nan skip drops bad steps but not for ever", "[bad-input]") {

@@ -72,7 +72,11 @@ bool write_all(int file, std::string_view bytes) {
 
 // Waits until the file is on the disk. What cannot be flushed (pipes, directories of some network file
 // systems) says so by EINVAL.
-bool flush(int file) { return ::fsync(file) == 0 || errno == EINVAL; }
+bool flush(int file) {
+  int result;
+  while ((result = ::fsync(file)) != 0 && errno == EINTR) continue;
+  return result == 0 || errno == EINVAL;
+}
 
 std::string parent_directory(const std::string& path) {
   // "ckpt/" names ckpt: its parent is not ckpt itself.
@@ -142,15 +146,26 @@ std::string read_file(const std::string& path, int64_t max_bytes, ErrorKind kind
   }
 }
 
-void write_file_durably(const std::string& path, std::string_view bytes) {
+namespace {
+
+void write_whole(const std::string& path, std::string_view bytes, bool durably) {
   Descriptor file(path, O_WRONLY | O_CREAT | O_TRUNC);
   if (file.get() < 0) throw_errno("create", path, errno, int64_t(bytes.size()));
   struct stat status;
   const bool is_device = ::fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode);
-  if (write_all(file.get(), bytes) && flush(file.get()) && file.close()) return;
+  if (write_all(file.get(), bytes) && (!durably || flush(file.get())) && file.close()) return;
   const int error = errno;
   if (!is_device) ::unlink(path.c_str());
   throw_errno("write", path, error, int64_t(bytes.size()));
+}
+
+}  // namespace
+
+void write_file(const std::string& path, std::string_view bytes) {
+  write_whole(path, bytes, /*durably=*/false);
+}
+void write_file_durably(const std::string& path, std::string_view bytes) {
+  write_whole(path, bytes, /*durably=*/true);
 }
 
 void rename_durably(const std::string& from, const std::string& to) {

@@ -15,7 +15,10 @@ namespace vqlab {
 // unreadable, a directory or longer.
 std::string read_file(const std::string& path, int64_t max_bytes, ErrorKind kind = ErrorKind::data);
 
-// Creates or overwrites a file and returns when its bytes are on the disk. A crash leaves it absent or
+// Creates or overwrites a file. A failure removes it.
+void write_file(const std::string& path, std::string_view bytes);
+
+// The same, and returns when its bytes are on the disk. A crash leaves it absent or
 // damaged, a failure removes it: for whole-or-nothing write under a temporary name or directory, then
 // rename_durably.
 void write_file_durably(const std::string& path, std::string_view bytes);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -21,6 +22,12 @@ constexpr NpyType npy_type_of() {
   if constexpr (std::is_same_v<Element, uint16_t>) return NpyType::u16;
   if constexpr (std::is_same_v<Element, uint32_t>) return NpyType::u32;
   return NpyType::f32;
+}
+
+// As NumPy calls it: "uint8".
+constexpr std::string_view npy_type_name(NpyType type) {
+  constexpr std::string_view kNames[] = {"uint8", "uint16", "uint32", "float32"};
+  return kNames[int(type)];
 }
 
 // The bytes of a .npy file; the array has rank 1 to 4 and the type is one of NpyType's.

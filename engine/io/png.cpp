@@ -107,7 +107,7 @@ std::string encode_png(const View<const uint8_t>& image, const PngText& text) {
 }
 
 void write_png(const std::string& path, const View<const uint8_t>& image, const PngText& text) {
-  write_file_durably(path, encode_png(image, text));
+  write_file(path, encode_png(image, text));
 }
 
 }  // namespace vqlab

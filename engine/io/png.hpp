@@ -16,7 +16,7 @@ using PngText = std::map<std::string, std::string>;
 // equal bytes. Throws Error(failed) on another shape, Error(resources) when memory is short.
 std::string encode_png(const View<const uint8_t>& image, const PngText& text = {});
 
-// Writes such a file. Throws as encode_png and write_file_durably do.
+// Writes such a file. Throws as encode_png and write_file do.
 void write_png(const std::string& path, const View<const uint8_t>& image, const PngText& text = {});
 
 }  // namespace vqlab

@@ -17,12 +17,17 @@ class LossQuantizer : public VectorQuantizer {
  private:
   void learn_before_optimiser(Stream stream) override {
     run(CodebookGradientOp{.d_codebook = parameters_.gradient(id_),
-                           .cluster_size = cluster_size_,
                            .codebook = codebook_,
                            .counts = counts_,
                            .sums = sums_,
-                           .decay = float(decay_),
                            .scale = gradient_scale(codebook_weight_)},
+        stream);
+  }
+  void learn_after_optimiser(const UpdateContext& context, Stream stream) override {
+    run(AverageCountsOp{.cluster_size = cluster_size_,
+                        .counts = counts_,
+                        .poisoned = context.poisoned,
+                        .decay = float(decay_)},
         stream);
   }
   View<float> parameter() const override { return parameters_.weight(id_); }

@@ -27,7 +27,6 @@ VQ_MULTIVERSION void gradient_codes(const CodebookGradientOp& op, int64_t begin,
   const float scale = op.scale;
   for (int64_t k = begin; k < end; ++k) {
     const float count = float(op.counts.data[k]);
-    op.cluster_size.data[k] = op.decay * op.cluster_size.data[k] + (1.0f - op.decay) * count;
     const float* code = op.codebook.data + k * D;
     const float* sum = op.sums.data + k * D;
     float* d_code = op.d_codebook.data + k * D;
@@ -35,28 +34,34 @@ VQ_MULTIVERSION void gradient_codes(const CodebookGradientOp& op, int64_t begin,
   }
 }
 
-template <class Op>
-void check_codes(const Op& op, const char* name) {
-  VQ_REQUIRE(op.codebook.rank == 2 && same_shape(op.codebook, op.sums), "{}: codebook {} and sums {} differ",
-             name, op.codebook.shape(), op.sums.shape());
-  VQ_REQUIRE(op.cluster_size.size() == op.codebook[0] && op.counts.size() == op.codebook[0],
-             "{}: cluster_size {} or counts {} does not fit codebook {}", name, op.cluster_size.shape(),
-             op.counts.shape(), op.codebook.shape());
-  VQ_REQUIRE(op.decay >= 0.0f && op.decay < 1.0f, "{}: decay {} is not in [0, 1)", name, op.decay);
+void check_decay(const char* name, float decay) {
+  VQ_REQUIRE(decay >= 0.0f && decay < 1.0f, "{}: decay {} is not in [0, 1)", name, decay);
 }
 
 }  // namespace
 
 void EmaUpdateOp::check() const {
-  check_codes(*this, "ema_update");
-  VQ_REQUIRE(same_shape(codebook, cluster_sum) && poisoned.size() == 1,
-             "ema_update: codebook {} and cluster_sum {} differ", codebook.shape(), cluster_sum.shape());
+  VQ_REQUIRE(codebook.rank == 2 && same_shape(codebook, sums) && same_shape(codebook, cluster_sum),
+             "ema_update: codebook {}, sums {} and cluster_sum {} differ", codebook.shape(), sums.shape(),
+             cluster_sum.shape());
+  VQ_REQUIRE(cluster_size.size() == codebook[0] && counts.size() == codebook[0] && poisoned.size() == 1,
+             "ema_update: cluster_size {} or counts {} does not fit codebook {}", cluster_size.shape(),
+             counts.shape(), codebook.shape());
+  check_decay("ema_update", decay);
 }
 
 void CodebookGradientOp::check() const {
-  check_codes(*this, "codebook_gradient");
-  VQ_REQUIRE(same_shape(codebook, d_codebook), "codebook_gradient: codebook {} and d_codebook {} differ",
-             codebook.shape(), d_codebook.shape());
+  VQ_REQUIRE(codebook.rank == 2 && same_shape(codebook, sums) && same_shape(codebook, d_codebook),
+             "codebook_gradient: codebook {}, sums {} and d_codebook {} differ", codebook.shape(),
+             sums.shape(), d_codebook.shape());
+  VQ_REQUIRE(counts.size() == codebook[0], "codebook_gradient: counts {} do not fit codebook {}",
+             counts.shape(), codebook.shape());
+}
+
+void AverageCountsOp::check() const {
+  VQ_REQUIRE(cluster_size.size() == counts.size() && poisoned.size() == 1,
+             "average_counts: cluster_size {} and counts {} differ", cluster_size.shape(), counts.shape());
+  check_decay("average_counts", decay);
 }
 
 void run_cpu(const EmaUpdateOp& op) {
@@ -68,6 +73,13 @@ void run_cpu(const EmaUpdateOp& op) {
 void run_cpu(const CodebookGradientOp& op) {
   parallel_ranges(op.codebook[0], kCodesPerPiece,
                   [&](int64_t begin, int64_t end) { gradient_codes(op, begin, end); });
+}
+
+void run_cpu(const AverageCountsOp& op) {
+  if (op.poisoned.data[0]) return;
+  for (int64_t k = 0; k < op.counts.size(); ++k)
+    op.cluster_size.data[k] =
+        op.decay * op.cluster_size.data[k] + (1.0f - op.decay) * float(op.counts.data[k]);
 }
 
 }  // namespace vqlab

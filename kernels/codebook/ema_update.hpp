@@ -29,16 +29,24 @@ struct EmaUpdateOp {
 };
 
 // d_codebook[k] = scale * (n_k e_k - S_k), the gradient of the codebook loss mean ||sg(latent) - code||^2;
-// scale = 2 * quantizer_weight * codebook_weight / (N * D). cluster_size is averaged as above, for restart
-// and health.
+// scale = 2 * quantizer_weight * codebook_weight / (N * D).
 struct CodebookGradientOp {
   View<float> d_codebook;      // (K, D)
-  View<float> cluster_size;    // (K), updated
   View<const float> codebook;  // (K, D)
   View<const int32_t> counts;  // (K)
   View<const float> sums;      // (K, D)
-  float decay;                 // in [0, 1)
   float scale;
+
+  void check() const;
+};
+
+// cluster_size = decay * cluster_size + (1 - decay) * counts, for the restart and the health of a codebook
+// that learns by gradient.
+struct AverageCountsOp {
+  View<float> cluster_size;      // (K), updated
+  View<const int32_t> counts;    // (K)
+  View<const int32_t> poisoned;  // (1), not 0: nothing changes
+  float decay;                   // in [0, 1)
 
   void check() const;
 };
@@ -47,5 +55,7 @@ void run_cpu(const EmaUpdateOp& op);
 void run_cuda(const EmaUpdateOp& op, Stream stream);
 void run_cpu(const CodebookGradientOp& op);
 void run_cuda(const CodebookGradientOp& op, Stream stream);
+void run_cpu(const AverageCountsOp& op);
+void run_cuda(const AverageCountsOp& op, Stream stream);
 
 }  // namespace vqlab

@@ -35,12 +35,14 @@ void CodebookHealthOp::check() const {
   VQ_REQUIRE(age.size() == K && counts.size() == K && cluster_size.size() == K && scratch.size() >= 2 * K,
              "health: age {}, counts {}, cluster_size {} or scratch {} does not fit codebook {}", age.shape(),
              counts.shape(), cluster_size.shape(), scratch.shape(), codebook.shape());
-  VQ_REQUIRE(health.size() == 1, "health: result {} is not one element", health.shape());
+  VQ_REQUIRE(health.size() == 1 && poisoned.size() == 1, "health: result {} is not one element",
+             health.shape());
 }
 
 Usage usage_of(const int64_t* counts, int64_t K) { return usage(counts, K); }
 
 void run_cpu(const CodebookHealthOp& op) {
+  if (op.poisoned.data[0]) return;
   const int64_t K = op.codebook[0], D = op.codebook[1];
   float* norms = op.scratch.data;
   float* moves = op.scratch.data + K;

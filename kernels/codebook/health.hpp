@@ -21,6 +21,7 @@ struct CodebookHealthOp {
   View<const float> codebook;      // (K, D)
   View<const int32_t> counts;      // (K), of the batch
   View<const float> cluster_size;  // (K)
+  View<const int32_t> poisoned;    // (1), not 0: nothing changes
   float threshold;                 // of `dead`, in [0, 1)
   View<float> scratch;             // (2 * K)
 

@@ -8,6 +8,7 @@
 
 namespace vqlab {
 
+#define VQ_CUDA_VARIANT(name)  // the table of the CPU
 #define VQ_CPU_VARIANT(name) extern const LookupVariant lookup_##name;
 #include "lookup_variants.def"
 #undef VQ_CPU_VARIANT

@@ -31,7 +31,7 @@ VQ_SCORE_DEVICE inline double score64(const float* latent, const float* code, in
 
 // score64 where it is below `limit`, else some value that is not: partial sums never fall, so the sum can
 // stop.
-inline double score64_below(const float* latent, const float* code, int64_t D, double limit) {
+VQ_SCORE_DEVICE inline double score64_below(const float* latent, const float* code, int64_t D, double limit) {
   double sum = 0.0;
   for (int64_t d = 0; d < D && !(sum >= limit); ++d) {
     const double difference = double(latent[d]) - double(code[d]);
@@ -41,7 +41,7 @@ inline double score64_below(const float* latent, const float* code, int64_t D, d
 }
 
 // A latent that is not finite has no nearest code.
-inline bool is_finite_row(const float* latent, int64_t D) {
+VQ_SCORE_DEVICE inline bool is_finite_row(const float* latent, int64_t D) {
   bool finite = true;
   for (int64_t d = 0; d < D; ++d) finite &= std::isfinite(latent[d]);
   return finite;

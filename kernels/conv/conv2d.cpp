@@ -75,6 +75,14 @@ Direction backward_direction(const ConvGeometry& g) {
   return g.kind == ConvKind::normal ? Direction::to_large : Direction::to_small;
 }
 
+// Offsets within a shard are 32 bits wide.
+bool fits_offsets(const ConvSides& sides) {
+  const int64_t patches =
+      scatters(sides, Direction::to_large) ? sides.small.pixels() * sides.patch_size() : 0;
+  return kConvShard * std::max({sides.large.size(), sides.small.size(), patches}) <=
+         std::numeric_limits<int32_t>::max();
+}
+
 void check_shapes(const char* what, const ConvGeometry& g, const View<const float>& input,
                   const View<const float>& output, const View<const float>& weight,
                   const View<const float>& bias) {
@@ -96,13 +104,8 @@ void check_shapes(const char* what, const ConvGeometry& g, const View<const floa
              output.shape());
   VQ_REQUIRE(!bias || bias.size() == output[3], "{}: bias {} does not fit output {}", what, bias.shape(),
              output.shape());
-  // Offsets within a shard are 32 bits wide.
-  const ConvSides sides = conv_sides(g, input, output);
-  const int64_t largest =
-      std::max({sides.large.size(), sides.small.size(),
-                scatters(sides, Direction::to_large) ? sides.small.pixels() * sides.patch_size() : 0});
-  VQ_REQUIRE(kConvShard * largest <= std::numeric_limits<int32_t>::max(),
-             "{}: images of input {} and output {} are too large", what, input.shape(), output.shape());
+  VQ_REQUIRE(fits_offsets(conv_sides(g, input, output)), "{}: images of input {} and output {} are too large",
+             what, input.shape(), output.shape());
 }
 
 void check_scratch(const char* what, const View<std::byte>& scratch, int64_t needed) {
@@ -127,6 +130,12 @@ void ConvBackwardWeightOp::check() const {
   check_shapes("convolution backward weight", geometry, input, d_output, d_weight, d_bias);
   check_scratch("convolution backward weight", scratch,
                 weight_gradient_bytes(conv_sides(geometry, input, d_output), d_output[3], input[0]));
+}
+
+bool conv_supports(const ConvGeometry& geometry, const View<const float>& input, int64_t output_channels) {
+  const View<const float> output(
+      nullptr, {input[0], geometry.output_side(input[1]), geometry.output_side(input[2]), output_channels});
+  return fits_offsets(conv_sides(geometry, input, output));
 }
 
 int64_t conv_scratch_bytes(const ConvGeometry& geometry, const View<const float>& input,

@@ -68,6 +68,9 @@ struct ConvBackwardWeightOp {
   void check() const;
 };
 
+// False if the images are too large for the 32-bit offsets within a shard. `input` is (B, H, W, I).
+bool conv_supports(const ConvGeometry& geometry, const View<const float>& input, int64_t output_channels);
+
 // Scratch that each of the three ops needs at this shape, for the present worker_count(). `input` is (B, H,
 // W, I).
 int64_t conv_scratch_bytes(const ConvGeometry& geometry, const View<const float>& input,

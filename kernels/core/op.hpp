@@ -18,8 +18,8 @@ struct Stream {
   CUstream_st* handle = nullptr;
 };
 
-// A build with CUDA needs a run_cuda for every op that is dispatched here: a missing one is a link error with
-// its name.
+// VQ_CUDA_OPS will be defined once every op has its kernel: then a missing run_cuda is a link error with its
+// name.
 template <class Op>
 void run(const Op& op, Stream stream) {
   op.check();

@@ -3,8 +3,11 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "check.hpp"
 
 namespace vqlab {
 namespace {
@@ -23,14 +26,16 @@ struct RegionGuard {
 class Pool {
  public:
   explicit Pool(int workers) {
-    for (int w = 1; w < workers; ++w) threads_.emplace_back([this, w] { serve(w); });
+    try {
+      for (int w = 1; w < workers; ++w) threads_.emplace_back([this, w] { serve(w); });
+    } catch (const std::system_error& error) {
+      stop();
+      throw Error(ErrorKind::resources,
+                  fmt::format("cannot start {} threads: {}", workers, error.code().message()),
+                  "use fewer --threads");
+    }
   }
-  ~Pool() {
-    stop_ = true;
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
-    for (std::thread& t : threads_) t.join();
-  }
+  ~Pool() { stop(); }
   int workers() const { return int(threads_.size()) + 1; }
 
   void run(int64_t shards, const Body& body) {
@@ -51,11 +56,24 @@ class Pool {
   // About 50 us: longer than the gap between two ops of a step, so that a worker rarely sleeps within one.
   static constexpr int kSpins = 2000;
 
+  void stop() {
+    stop_ = true;
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+    for (std::thread& t : threads_) t.join();
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
   void serve(int worker) {
     uint32_t seen = 0;
     while (true) {
       for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin)
-        __builtin_ia32_pause();
+        pause();
       generation_.wait(seen, std::memory_order_acquire);
       seen = generation_.load(std::memory_order_acquire);
       if (stop_) return;

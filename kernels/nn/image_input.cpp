@@ -18,7 +18,9 @@ int64_t draw_shift(uint32_t bits, int64_t shift) {
 
 Placement place_image(const ImageInputOp& op, int64_t image) {
   if (!op.flip && op.shift == 0) return {};
-  const auto bits = random_bits(op.key, op.first_index + uint64_t(image));
+  const StepState& state = op.state.data[0];
+  const RandomKey key{.seed = op.seed, .step = uint32_t(state.epoch), .use = RandomUse::augment, .tensor = 0};
+  const auto bits = random_bits(key, uint64_t(state.first_index + image));
   return {.flipped = op.flip && bits.v[0] >> 31 != 0,
           .shift_y = draw_shift(bits.v[1], op.shift),
           .shift_x = draw_shift(bits.v[2], op.shift)};
@@ -58,6 +60,8 @@ void ImageInputOp::check() const {
              "image input: output {} cannot hold images {}", output.shape(), images.shape());
   VQ_REQUIRE(shift >= 0 && (shift == 0 || shift < std::min(images[1], images[2])),
              "image input: shift {} is out of range for images {}", shift, images.shape());
+  VQ_REQUIRE((!flip && shift == 0) || state.size() == 1,
+             "image input: augmentation needs the state of the step");
 }
 
 void run_cpu(const ImageInputOp& op) {

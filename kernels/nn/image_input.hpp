@@ -3,6 +3,7 @@
 
 #include "../core/op.hpp"
 #include "../core/random.hpp"
+#include "../core/step_state.hpp"
 
 namespace vqlab {
 
@@ -16,9 +17,9 @@ struct ImageInputOp {
   View<float> output;          // (B, OH, OW, C), OH >= H, OW >= W
   View<const uint8_t> images;  // (B, H, W, C)
   bool flip = false;
-  int64_t shift = 0;         // pixels, 0 to min(H, W) - 1
-  RandomKey key;             // use = augment, step = epoch
-  uint64_t first_index = 0;  // place of image 0 in the epoch
+  int64_t shift = 0;  // pixels, 0 to min(H, W) - 1
+  uint64_t seed = 0;
+  View<const StepState> state;  // (1), epoch and first_index key the draws; absent without flip and shift
 
   // Throws Error(failed) on shapes that disagree or a shift out of range.
   void check() const;
