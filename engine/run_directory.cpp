@@ -26,15 +26,20 @@ namespace fs = std::filesystem;
 
 bool is_run(const fs::path& path) { return fs::is_regular_file(path / "config.toml"); }
 
-// What a run leaves that was killed before its first checkpoint was complete: files of ours alone, nothing
-// worth keeping.
+// What a run leaves that was killed before its first step: files of ours alone and no checkpoint but that of
+// step 0.
 bool is_half_made(const fs::path& path) {
-  if (is_run(path) || !fs::exists(path / "run.lock") || fs::exists(path / "ckpt" / "last")) return false;
-  const std::set<std::string> ours = {"run.lock", "command.txt", "env.json",       "metrics.jsonl",
-                                      "ckpt",     "samples",     "config.toml.tmp"};
-  return std::all_of(
-      fs::directory_iterator(path), fs::directory_iterator(),
-      [&](const fs::directory_entry& entry) { return ours.contains(entry.path().filename().string()); });
+  if (is_run(path) || !fs::exists(path / "run.lock")) return false;
+  const std::set<std::string> ours = {"run.lock",        "command.txt", "env.json", "metrics.jsonl",
+                                      "config.toml.tmp", "ckpt",        "samples"};
+  for (const auto& entry : fs::directory_iterator(path))
+    if (!ours.contains(entry.path().filename().string())) return false;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(path / "ckpt", ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("step-") && name != "step-00000000") return false;
+  }
+  return true;
 }
 
 void prepare(const fs::path& path, RunAccess access) {

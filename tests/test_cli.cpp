@@ -250,7 +250,7 @@ TEST_CASE("cli: an unwritable run directory is a usage error", "[bad-input]") {
 
 TEST_CASE("cli: a half made run is replaced and a foreign directory is not", "[bad-input]") {
   const Desk desk;
-  fs::create_directories(desk / "half/ckpt");
+  fs::create_directories(desk / "half/ckpt/step-00000000");
   std::ofstream(desk / "half/run.lock") << "process 1 on nowhere";
   std::ofstream(desk / "half/config.toml.tmp") << "name = ";
   json_of(run_vqlab(desk.train("half") + "--json"));
@@ -260,6 +260,9 @@ TEST_CASE("cli: a half made run is replaced and a foreign directory is not", "[b
   require_failure(run_vqlab(desk.train("foreign")), 2, "exists already", "");
   require_failure(run_vqlab(desk.train("foreign") + "--force"), 2, "replaces run directories only", "");
   CHECK(read_file(desk / "foreign/thesis.tex", 100) == "keep me");
+  fs::rename(desk / "half/config.toml", desk / "config.toml");  // a finished run, but for its configuration
+  require_failure(run_vqlab(desk.train("half")), 2, "exists already", "");
+  CHECK(fs::exists(desk / "half/ckpt/last/model.safetensors"));
 }
 
 TEST_CASE("cli: a locked run directory is left alone", "[bad-input]") {
