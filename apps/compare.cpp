@@ -134,8 +134,8 @@ class CompareCommand : public Command {
 void CompareCommand::parse() {
   static constexpr std::string_view kOps[] = {"lookup"};
   if (op_ != kOps[0])
-    throw Error(ErrorKind::usage, fmt::format("unknown op '{}'", op_),
-                fmt::format("did you mean '{}'?", nearest_name(op_, kOps)), "--op");
+    throw Error(ErrorKind::usage, fmt::format("unknown op '{}'", op_), "the ops with variants are: lookup",
+                "--op");
   for (const std::string& text : variant_texts_)
     for (const std::string_view name : split(text, ',')) variants_.push_back(&find_lookup_variant(name));
   if (variants_.empty()) variants_.assign(lookup_variants().begin(), lookup_variants().end());

@@ -23,7 +23,7 @@ class DecodeCommand : public Command {
     o.positional("run", run_, true, "run directory");
     o.positional("codes", codes_path_, true, "codes (.npy) written by encode");
     o.option("-o,--output", output_, "directory for the pictures");
-    o.option("checkpoint", checkpoint_, "last, best or the path of a step directory");
+    o.option("checkpoint", checkpoint_, "last, best, step-NNNNNNNN, or the path of a checkpoint");
   }
 
   CommandResult run(const CommonOptions& common) override {

@@ -34,7 +34,7 @@ class EncodeCommand : public Command {
     o.positional("run", run_, true, "run directory");
     o.option("-o,--output", output_, "file for the codes (.npy); its description goes beside it (.json)");
     o.choice("split", split_, {"train", "validation", "test"}, "which images");
-    o.option("checkpoint", checkpoint_, "last, best or the path of a step directory");
+    o.option("checkpoint", checkpoint_, "last, best, step-NNNNNNNN, or the path of a checkpoint");
   }
 
   CommandResult run(const CommonOptions& common) override {

@@ -14,7 +14,7 @@ class EvalCommand : public Command {
   void declare(Options& o) override {
     o.positional("run", run_, true, "run directory");
     o.choice("split", split_, {"train", "validation", "test"}, "which images");
-    o.option("checkpoint", checkpoint_, "last, best or the path of a step directory");
+    o.option("checkpoint", checkpoint_, "last, best, step-NNNNNNNN, or the path of a checkpoint");
   }
 
   CommandResult run(const CommonOptions& common) override {
@@ -22,11 +22,18 @@ class EvalCommand : public Command {
     const NamedSplit split = load_split(trained->config(), split_, trained->facts());
     const Evaluation e =
         evaluate(trained->model(), trained->runtime(), split.range(), trained->facts().variance);
-    if (!common.json) print(e);
+    if (!common.json) {
+      std::printf("%s, step %lld\n", trained->checkpoint().directory().c_str(),
+                  static_cast<long long>(trained->checkpoint().progress().step));
+      print(e);
+    }
     Json json = Json::object();
     json["split"] = split_;
     const Json values = e.to_json();
     for (const auto& [key, value] : values.members()) json[key] = value;
+    json["run"] = run_;
+    json["checkpoint_step"] = trained->checkpoint().progress().step;
+    json["weights_sha256"] = trained->checkpoint().weights_sha256();
     json["device"] = trained->runtime().device_name();
     return {.json = json};
   }

@@ -80,7 +80,7 @@ class InspectCommand : public Command {
  public:
   void declare(Options& o) override {
     o.positional("run", run_, true, "run directory, or the directory of one of its checkpoints");
-    o.option("checkpoint", checkpoint_, "last, best or the path of a step directory");
+    o.option("checkpoint", checkpoint_, "last, best, step-NNNNNNNN, or the path of a checkpoint");
   }
 
   CommandResult run(const CommonOptions& common) override {

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "command.hpp"
+#include "engine/environment.hpp"
 #include "kernels/core/check.hpp"
 #include "kernels/core/names.hpp"
 
@@ -43,7 +44,7 @@ class CliOptions : public Options {
     app_.add_option(flags(name), value, help)->check(CLI::IsMember(choices))->capture_default_str();
   }
   void list(const std::string& name, std::vector<std::string>& values, const std::string& help) override {
-    app_.add_option(flags(name), values, help)->allow_extra_args();
+    app_.add_option(flags(name), values, help)->allow_extra_args(false);
   }
   void flag(const std::string& name, bool& value, const std::string& help) override {
     app_.add_flag(flags(name), value, help);
@@ -92,24 +93,28 @@ int report(const Error& error, bool json) {
   return int(error.kind());
 }
 
-// CLI11 says "The following argument was not expected: recnstruct"; the nearest command is what the user
-// wants to hear.
+// The nearest command is what the user of an unknown one wants to hear.
 Error usage_error(const CLI::ParseError& error, int argc, char** argv) {
   std::vector<std::string_view> names;
   for (const CommandEntry* entry : commands()) names.push_back(entry->name);
   const std::string_view first = argc > 1 ? argv[1] : "";
-  const bool known = std::find(names.begin(), names.end(), first) != names.end();
-  const std::string hint =
-      known || first.empty() || first.starts_with('-')
-          ? fmt::format("`vqlab {}{}--help` lists the options", known ? first : "", known ? " " : "")
-          : fmt::format("did you mean `vqlab {}`? the commands are {}", nearest_name(first, names),
-                        fmt::join(names, ", "));
-  return Error(ErrorKind::usage, error.what(), hint, "command line");
+  if (std::find(names.begin(), names.end(), first) != names.end())
+    return Error(ErrorKind::usage, error.what(), fmt::format("`vqlab {} --help` lists the options", first),
+                 "command line");
+  if (first.empty() || first.starts_with('-'))
+    return Error(ErrorKind::usage, error.what(), "`vqlab --help` lists the commands", "command line");
+  const std::string near = nearest_name(first, names);
+  return Error(
+      ErrorKind::usage, fmt::format("unknown command {}", first),
+      fmt::format("{}the commands are {}", near.empty() ? "" : fmt::format("did you mean `vqlab {}`? ", near),
+                  fmt::join(names, ", ")),
+      "command line");
 }
 
-int run(int argc, char** argv) {
-  CLI::App app("vqlab: vector-quantized autoencoders, their kernels, and recognition on their codes");
+int run_program(int argc, char** argv) {
+  CLI::App app("vqlab: vector-quantized autoencoders and the kernels of their quantizer");
   app.require_subcommand(1);
+  app.set_version_flag("--version", std::string("vqlab ") + version());
   CommonOptions common;
   for (int i = 0; i < argc; ++i) common.command_line += fmt::format("{}{}", i ? " " : "", argv[i]);
   std::vector<std::pair<CLI::App*, std::unique_ptr<Command>>> list;
@@ -165,5 +170,5 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   std::signal(SIGXFSZ,
               SIG_IGN);  // a file size limit is then an error of write, with its message and exit code
-  return vqlab::run(argc, argv);
+  return vqlab::run_program(argc, argv);
 }

@@ -27,7 +27,7 @@ class ReconstructCommand : public Command {
     o.option("-o,--output", output_, "directory for the pictures (default: RUN/pictures)");
     o.choice("split", split_, {"train", "validation", "test"}, "which images");
     o.option("count", count_, 0, int64_t(1e12), "how many of them, from the first; 0 = all");
-    o.option("checkpoint", checkpoint_, "last, best or the path of a step directory");
+    o.option("checkpoint", checkpoint_, "last, best, step-NNNNNNNN, or the path of a checkpoint");
   }
 
   CommandResult run(const CommonOptions& common) override {

@@ -220,7 +220,8 @@ std::string save_checkpoint(const std::string& run, const Runtime& runtime, Mode
 Checkpoint::Checkpoint(const std::string& run, const std::string& which) {
   const fs::path root = fs::path(run) / "ckpt";
   if (which != "last") {
-    read(which == "best" ? (root / "best").string() : which);
+    const bool by_name = which.find('/') == std::string::npos;  // best, step-00000200
+    read(by_name ? (root / which).string() : which);
     return;
   }
   std::vector<fs::path> candidates = step_directories(root);

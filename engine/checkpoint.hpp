@@ -45,9 +45,9 @@ std::string save_checkpoint(const std::string& run, const Runtime& runtime, Mode
 // A checkpoint that has been verified and read, its tensors still on the host.
 class Checkpoint {
  public:
-  // `which` is last, best or the path of a step directory. A `last` that is damaged falls back to the newest
-  // older checkpoint that verifies, and warnings() says so. Throws Error(checkpoint) if none does, or a named
-  // one is damaged.
+  // `which` is last, best, the name or the path of a step directory. A `last` that is damaged falls back to
+  // the newest older checkpoint that verifies, and warnings() says so. Throws Error(checkpoint) if none does,
+  // or a named one is damaged.
   Checkpoint(const std::string& run, const std::string& which);
 
   const std::string& directory() const { return directory_; }

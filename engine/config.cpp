@@ -115,18 +115,32 @@ void assign(const Field& field, const toml::node& node, const std::string& where
     if (!field.choices.empty() &&
         std::find(field.choices.begin(), field.choices.end(), text) == field.choices.end())
       fail(fmt::format("{} = \"{}\" is not known", field.key, text),
-           fmt::format("did you mean \"{}\"? choose one of {}", nearest_name(text, field.choices),
-                       joined(field.choices)),
-           where);
+           fmt::format("choose one of {}", joined(field.choices)), where);
     *std::get<std::string*>(field.value) = text;
   }
+}
+
+// The nearest key: one with the same last part ("codebook_size"), or the section or key that is spelled most
+// alike.
+std::string suggest_key(const std::vector<Field>& list, const std::string& key) {
+  const auto last_part = [](std::string_view k) { return k.substr(k.rfind('.') + 1); };
+  std::vector<std::string_view> names;
+  for (const Field& f : list) {
+    if (last_part(f.key) == last_part(key)) return fmt::format("did you mean {}?", f.key);
+    names.push_back(f.key);
+    if (key.find('.') == std::string::npos) names.push_back(f.key.substr(0, f.key.find('.')));
+  }
+  const std::string near = nearest_name(key, names);
+  return near.empty() ? "`vqlab train CONFIG --print-config` shows every key"
+                      : fmt::format("did you mean {}?", near);
 }
 
 void assign_table(const std::vector<Field>& list, const toml::table& table, const std::string& prefix,
                   const std::string& file) {
   for (const auto& [name, node] : table) {
     const std::string key = prefix + std::string(name.str());
-    const std::string where = fmt::format("{}:{}", file, node.source().begin.line);
+    const bool on_command_line = file.starts_with("--set");
+    const std::string where = on_command_line ? file : fmt::format("{}:{}", file, node.source().begin.line);
     const auto field = std::find_if(list.begin(), list.end(), [&](const Field& f) { return f.key == key; });
     if (field != list.end()) {
       assign(*field, node, where);
@@ -137,10 +151,7 @@ void assign_table(const std::vector<Field>& list, const toml::table& table, cons
              fmt::format("write [{}] and its keys below", key), where);
       assign_table(list, *node.as_table(), key + ".", file);
     } else {
-      std::vector<std::string_view> keys;
-      for (const Field& f : list) keys.push_back(f.key);
-      fail(fmt::format("unknown key {}", key), fmt::format("did you mean {}?", nearest_name(key, keys)),
-           where);
+      fail(fmt::format("unknown key {}", key), suggest_key(list, key), where);
     }
   }
 }
@@ -225,7 +236,9 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
   std::ostringstream text;
   if (!file || !(text << file.rdbuf()))
     fail("cannot read the configuration file",
-         "pass the path of a .toml file, for example apps/configs/fmnist-s.toml", path);
+         "pass the path of a .toml file, for example apps/configs/fmnist-s.toml; a run is continued with "
+         "--resume RUN",
+         path);
   return parse_config(text.str(), path, overrides);
 }
 

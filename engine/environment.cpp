@@ -19,9 +19,11 @@ std::string processor_name() {
 
 }  // namespace
 
+const char* version() { return VQLAB_VERSION; }
+
 Json environment(const Runtime& runtime) {
   Json json = Json::object();
-  json["vqlab"] = VQLAB_VERSION;
+  json["vqlab"] = version();
   json["build"] = VQLAB_BUILD_TYPE;
   json["compiler"] = std::string("g++ ") + __VERSION__;
 #if VQ_CUDA

@@ -6,6 +6,9 @@
 
 namespace vqlab {
 
+// "0.1.0"
+const char* version();
+
 // Keys: vqlab, build, compiler, cuda, device, note, threads, processor, libraries[{name, version}].
 Json environment(const Runtime& runtime);
 

@@ -11,8 +11,8 @@ namespace vqlab {
 struct MeasureOptions {
   int64_t min_samples = 10;
   double precision = 0.005;  // wanted relative standard deviation of the median
-  double seconds = 5.0;      // per candidate: then it stops, after at least one sample
-  bool cold = true;          // sweep the caches before every sample
+  double seconds = 5.0;  // per candidate, its cache sweeps included: then it stops, after at least one sample
+  bool cold = true;      // sweep the caches before every sample
 };
 
 struct Timing {

@@ -124,6 +124,9 @@ std::string default_run_path(const std::string& name) {
 }
 
 Config load_run_config(const std::string& run, const std::vector<std::string>& overrides) {
+  if (!fs::exists(run))
+    fail(ErrorKind::usage, "there is no such run directory",
+         "pass the directory that `vqlab train` has written", run);
   if (!is_run(run))
     fail(ErrorKind::usage, "this is not a run directory (it has no config.toml)",
          "pass the directory that `vqlab train` has written", run);

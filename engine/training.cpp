@@ -302,7 +302,8 @@ std::vector<std::string> plan_memory(const Config& config, const TrainingData& d
     total += bytes;
   }
   const int64_t available = available_bytes(),
-                largest = largest_batch(config, shape, data.training().count(), available);
+                largest = std::min(data.training().count(),
+                                   largest_batch(config, shape, data.training().count(), available));
   if (total > available)
     throw Error(ErrorKind::resources,
                 fmt::format("the run needs {} of memory, and {} are available", format_bytes(total),

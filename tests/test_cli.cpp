@@ -121,7 +121,7 @@ TEST_CASE("cli: dry run and print-config leave nothing behind", "[cli]") {
   CHECK(dry.exit_code == 0);
   CHECK(dry.out.find("largest batch") != std::string::npos);
   CHECK(dry.out.find("memory:") != std::string::npos);
-  const CommandResult printed = run_vqlab(desk.train("run") + "--print-config --set quantizer.dim=5");
+  const CommandResult printed = run_vqlab("train --set quantizer.dim=5 " + desk.config() + " --print-config");
   CHECK(printed.out.find("dim = 5") != std::string::npos);
   CHECK_FALSE(fs::exists(desk / "run"));
 }
@@ -174,7 +174,8 @@ TEST_CASE("cli: SIGTERM and SIGINT finish the step and save and say so", "[cli]"
 }
 
 TEST_CASE("cli: unknown commands and options get the nearest name", "[bad-input]") {
-  require_failure(run_vqlab("trian x.toml"), 2, "", "vqlab train");
+  require_failure(run_vqlab("trian x.toml"), 2, "unknown command trian", "vqlab train");
+  require_failure(run_vqlab("eval /nonexistent"), 2, "no such run directory", "");
   require_failure(run_vqlab("eval"), 2, "run", "--help");
   require_failure(run_vqlab("eval x --splt test"), 2, "--splt", "--help");
   require_failure(run_vqlab("eval x --split tset"), 2, "tset", "--help");
@@ -317,6 +318,8 @@ TEST_CASE("cli: damaged and foreign checkpoints are refused", "[bad-input]") {
                   "no such checkpoint", "");
   require_failure(run_vqlab("eval " + (desk / "data")), 2, "not a run directory", "");
   const std::string step = desk / "run/ckpt/step-00000020";
+  const Json early = json_of(run_vqlab("eval " + (desk / "run") + " --json --checkpoint step-00000020"));
+  CHECK(early.at("checkpoint_step").as_integer() == 20);
   fs::resize_file(step + "/model.safetensors", 100);
   require_failure(run_vqlab("eval " + (desk / "run") + " --checkpoint " + step), 4,
                   "has 100 bytes instead of", "");

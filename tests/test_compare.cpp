@@ -171,7 +171,7 @@ TEST_CASE("compare: one code that takes most rows is not trusted", "[cli]") {
 TEST_CASE("compare: wrong options are refused with a hint", "[cli][bad-input]") {
   require_failure(run_vqlab("compare --variant fusd"), 2, "unknown lookup variant 'fusd'", "'fused'");
   require_failure(run_vqlab("compare --variant fused,"), 2, "unknown lookup variant ''", "--list");
-  require_failure(run_vqlab("compare --op lokup"), 2, "unknown op 'lokup'", "'lookup'");
+  require_failure(run_vqlab("compare --op lokup"), 2, "unknown op 'lokup'", "lookup");
   for (const char* shape :
        {"1,2", "1,2,3,4", "0,5,5", "-1,5,5", "1,2,3x", "a,b,c", ",,", "99999999999999999999,1,1"})
     require_failure(run_vqlab(std::string("compare --shape ") + shape), 2, "is not a shape N,K,D",

@@ -110,6 +110,7 @@ TEST_CASE("names: the nearest name is suggested", "[unit]") {
   const std::vector<std::string_view> names = {"epochs", "batch_size", "learning_rate"};
   CHECK(nearest_name("epoch", names) == "epochs");
   CHECK(nearest_name("learnin_rate", names) == "learning_rate");
+  CHECK(nearest_name("xyz", names) == "");
 }
 
 }  // namespace vqlab::testing

@@ -99,6 +99,7 @@ keep = 2
 
 TEST_CASE("config: an unknown key gets the nearest valid one", "[bad-input]") {
   expect_usage_error("[train]\nepoch = 3", "unknown key train.epoch", "train.epochs");
+  expect_usage_error("codebook_size = 3", "unknown key codebook_size", "quantizer.codebook_size");
   expect_usage_error("[quantiser]\ndim = 3", "unknown key quantiser", "quantizer");
 }
 
@@ -108,7 +109,7 @@ TEST_CASE("config: impossible values are refused with the range", "[bad-input]")
   expect_usage_error("[quantizer]\ndecay = nan", "out of range", "choose a value");
   expect_usage_error("[model]\ndownsampling = 6", "no power of two", "2, 4, 8 or 16");
   expect_usage_error("[model]\nhidden = 33", "is odd", "even");
-  expect_usage_error("[quantizer]\nkind = \"vq-ema\"", "is not known", "vq_ema");
+  expect_usage_error("[quantizer]\nkind = \"vq-ema\"", "is not known", "choose one of vq_ema");
   expect_usage_error("[train]\nlearning_rate = 0.0", "trains nothing", "positive");
   expect_usage_error("[train]\nwarmup_steps = 5", "belongs to the cosine", "cosine");
   expect_usage_error("[train]\npatience = 2\n[data]\nvalidation = 0", "patience", "validation");

@@ -29,8 +29,7 @@ constexpr int64_t kReadChunk = 1 << 20;
     case EDQUOT:
     case EFBIG:
       throw Error(ErrorKind::resources, what,
-                  fmt::format("free some space or raise the limit: {:.1f} MB were to be written",
-                              double(bytes_needed) / 1e6),
+                  fmt::format("free some space or raise the limit: {} bytes were to be written", bytes_needed),
                   path);
     case ENOMEM:
     case EMFILE:

@@ -65,8 +65,10 @@ const LookupVariant& find_lookup_variant(std::string_view name) {
     if (variant->name == name) return *variant;
     names.push_back(variant->name);
   }
+  const std::string near = nearest_name(name, names);
   throw Error(ErrorKind::usage, fmt::format("unknown lookup variant '{}'", name),
-              fmt::format("did you mean '{}'? `vqlab compare --list` shows all", nearest_name(name, names)),
+              near.empty() ? "`vqlab compare --list` shows all"
+                           : fmt::format("did you mean '{}'? `vqlab compare --list` shows all", near),
               "--variant");
 }
 

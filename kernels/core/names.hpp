@@ -27,12 +27,16 @@ inline size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
-// The first of the names at the smallest edit distance from `wanted`; empty only if there are no names.
+// The first of the names at the smallest edit distance from `wanted`; empty if none is near, that is, if more
+// than half of its letters would have to change.
 inline std::string nearest_name(std::string_view wanted, std::span<const std::string_view> names) {
   const auto nearest = std::min_element(names.begin(), names.end(), [&](auto a, auto b) {
     return edit_distance(wanted, a) < edit_distance(wanted, b);
   });
-  return nearest == names.end() ? std::string() : std::string(*nearest);
+  if (nearest == names.end() ||
+      2 * edit_distance(wanted, *nearest) > std::max(wanted.size(), nearest->size()))
+    return "";
+  return std::string(*nearest);
 }
 
 }  // namespace vqlab
