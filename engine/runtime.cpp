@@ -81,11 +81,11 @@ Block Runtime::allocate(int64_t bytes, MemoryKind kind, const std::string& what)
 }
 
 void Runtime::upload(void* device, const void* host, int64_t bytes, Stream) const {
-  std::memcpy(device, host, size_t(bytes));
+  if (bytes > 0) std::memcpy(device, host, size_t(bytes));  // a model without codes has none to copy
 }
 
 void Runtime::download(void* host, const void* device, int64_t bytes, Stream) const {
-  std::memcpy(host, device, size_t(bytes));
+  if (bytes > 0) std::memcpy(host, device, size_t(bytes));
 }
 
 void Runtime::synchronize(Stream) const {}
