@@ -33,6 +33,18 @@ Json Evaluation::to_json() const {
   return json;
 }
 
+void quantize_batch(Model& model, Feeder& feeder, const Runtime& runtime, const ImageRange& range,
+                    int64_t first) {
+  const Stream stream = runtime.compute();
+  feeder.pick_in_order(range, first);
+  feeder.fill(*range.set);
+  feeder.upload(model.images(), stream);
+  model.load_images({}, stream);
+  model.encode(stream);
+  model.quantize(stream);
+  model.require_finite_latents(runtime, first);
+}
+
 Evaluation evaluate(Model& model, const Runtime& runtime, const ImageRange& range, double variance,
                     bool with_ssim, const BatchVisitor& visit) {
   const Stream stream = runtime.compute();
@@ -56,13 +68,7 @@ Evaluation evaluate(Model& model, const Runtime& runtime, const ImageRange& rang
       .images = range.count(), .codebook_size = K, .initialised = model.quantizer().initialised()};
   for (int64_t first = 0; first < range.count(); first += B) {
     const int64_t count = std::min(B, range.count() - first);
-    feeder.pick_in_order(range, first);
-    feeder.fill(*range.set);
-    feeder.upload(model.images(), stream);
-    model.load_images({}, stream);
-    model.encode(stream);
-    model.quantize(stream);
-    model.require_finite_latents(runtime, first);
+    quantize_batch(model, feeder, runtime, range, first);
     model.decode(stream);
     model.measure_loss(stream);
     host(squared_error, model.squared_error());

@@ -26,6 +26,11 @@ struct Evaluation {
   Json to_json() const;
 };
 
+// Takes images [first, first + batch) of the range, without augmentation, to latents, codes and quantized
+// latents; past the end of the range the last image is repeated. Throws as require_finite_latents does.
+void quantize_batch(Model& model, Feeder& feeder, const Runtime& runtime, const ImageRange& range,
+                    int64_t first);
+
 // Called for each batch: its first image in the range, and how many of the batch are real.
 using BatchVisitor = std::function<void(int64_t first, int64_t count)>;
 

@@ -1,5 +1,7 @@
 #include "inference.hpp"
 
+#include "evaluate.hpp"
+
 namespace vqlab {
 
 std::vector<int32_t> encode_images(TrainedModel& trained, const ImageRange& range) {
@@ -12,13 +14,7 @@ std::vector<int32_t> encode_images(TrainedModel& trained, const ImageRange& rang
   std::vector<int32_t> codes(size_t(range.count() * codes_per_image));
   Feeder feeder(runtime, B, *range.set);
   for (int64_t first = 0; first < range.count(); first += B) {
-    feeder.pick_in_order(range, first);
-    feeder.fill(*range.set);
-    feeder.upload(model.images(), stream);
-    model.load_images({}, stream);
-    model.encode(stream);
-    model.quantize(stream);
-    model.require_finite_latents(runtime, first);
+    quantize_batch(model, feeder, runtime, range, first);
     const int64_t count = std::min(B, range.count() - first);
     runtime.download(codes.data() + first * codes_per_image, batch_codes.data,
                      count * codes_per_image * int64_t(sizeof(int32_t)), stream);
