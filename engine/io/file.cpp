@@ -28,9 +28,9 @@ constexpr int64_t kReadChunk = 1 << 20;
     case ENOSPC:
     case EDQUOT:
     case EFBIG:
-      throw Error(ErrorKind::resources, what,
-                  fmt::format("free some space or raise the limit: {} bytes were to be written", bytes_needed),
-                  path);
+      throw Error(
+          ErrorKind::resources, what,
+          fmt::format("free some space or raise the limit: {} bytes were to be written", bytes_needed), path);
     case ENOMEM:
     case EMFILE:
     case ENFILE:
