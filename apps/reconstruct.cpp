@@ -11,15 +11,6 @@
 namespace vqlab {
 namespace {
 
-// A copy on the host of what lies on the device.
-template <class T>
-std::vector<std::remove_const_t<T>> download(const TrainedModel& trained, const View<T>& device) {
-  std::vector<std::remove_const_t<T>> values(static_cast<size_t>(device.size()));
-  trained.runtime().download(values.data(), device.data, device.bytes(), trained.runtime().compute());
-  trained.runtime().synchronize(trained.runtime().compute());
-  return values;
-}
-
 class ReconstructCommand : public Command {
  public:
   void declare(Options& o) override {
@@ -56,25 +47,16 @@ class ReconstructCommand : public Command {
   // Original, reconstruction and, if there are codes, code map of each image of the batch just computed.
   static void write_batch(TrainedModel& trained, const std::string& output, int64_t first, int64_t count,
                           std::vector<std::string>& files) {
-    const Model& model = trained.model();
-    const auto& [height, width, channels] = model.shape();
-    const View<const float> x = model.input();
-    const std::vector<float> input = download(trained, x), result = download(trained, model.reconstruction());
-    const View<int32_t> codes = model.quantizer().codes();
-    const bool with_codes = model.quantizer().codebook_size() > 0 && model.quantizer().initialised();
-    const std::vector<int32_t> code_values = with_codes ? download(trained, codes) : std::vector<int32_t>();
-    const int64_t pixels = x[1] * x[2] * x[3];
+    const BatchPictures pictures(trained.model(), trained.runtime());
+    const auto& [height, width, channels] = trained.model().shape();
     for (int64_t i = 0; i < count; ++i) {
       const auto write = [&](const char* what, const std::vector<uint8_t>& bytes, int64_t c) {
         files.push_back(picture_path(output, first + i, what));
         write_png(files.back(), {bytes.data(), {height, width, c}});
       };
-      write("original", to_bytes({input.data() + i * pixels, {x[1], x[2], x[3]}}, height, width), channels);
-      write("reconstruction", to_bytes({result.data() + i * pixels, {x[1], x[2], x[3]}}, height, width),
-            channels);
-      if (!with_codes) continue;
-      const View<const int32_t> map(code_values.data() + i * codes[1] * codes[2], {codes[1], codes[2]});
-      write("codes", code_map(map, model.config().model.downsampling, height, width), 3);
+      write("original", pictures.original(i), channels);
+      write("reconstruction", pictures.reconstruction(i), channels);
+      if (pictures.has_codes()) write("codes", pictures.codes(i), 3);
     }
   }
 

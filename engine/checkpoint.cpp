@@ -30,16 +30,16 @@ class HostTensors {
     push(name, TensorType::f32, std::move(shape), floats_.back().data());
   }
   void add(const std::string& name, const View<const float>& device, const Runtime& runtime) {
-    add(name, shape_of(device), download(device, runtime));
+    add(name, shape_of(device), to_host(device, runtime));
   }
   void add(const std::string& name, const View<const int32_t>& device, const Runtime& runtime) {
-    integers_.push_back(download(device, runtime));
+    integers_.push_back(to_host(device, runtime));
     push(name, TensorType::i32, shape_of(device), integers_.back().data());
   }
   // A parameter-shaped part of a slab, with convolution weights in torch's order.
   void add(const std::string& name, const Parameter& parameter, const View<const float>& device,
            const Runtime& runtime) {
-    add(name, file_shape(parameter), to_file_order(parameter, download(device, runtime).data()));
+    add(name, file_shape(parameter), to_file_order(parameter, to_host(device, runtime).data()));
   }
   std::string encode() const { return encode_safetensors(entries_, {{"format", "pt"}}); }
 
@@ -47,13 +47,6 @@ class HostTensors {
   template <class T>
   static std::vector<int64_t> shape_of(const View<T>& view) {
     return {view.dim.begin(), view.dim.begin() + view.rank};
-  }
-  template <class T>
-  static std::vector<std::remove_const_t<T>> download(const View<T>& device, const Runtime& runtime) {
-    std::vector<std::remove_const_t<T>> values(static_cast<size_t>(device.size()));
-    runtime.download(values.data(), device.data, device.bytes(), runtime.compute());
-    runtime.synchronize(runtime.compute());
-    return values;
   }
   void push(const std::string& name, TensorType type, std::vector<int64_t> shape, const void* data) {
     TensorEntry entry;

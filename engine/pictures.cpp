@@ -51,14 +51,6 @@ class Grid {
   std::vector<uint8_t> pixels_;
 };
 
-template <class T>
-std::vector<std::remove_const_t<T>> to_host(const View<T>& device, const Runtime& runtime) {
-  std::vector<std::remove_const_t<T>> values(static_cast<size_t>(device.size()));
-  runtime.download(values.data(), device.data, device.bytes(), runtime.compute());
-  runtime.synchronize(runtime.compute());
-  return values;
-}
-
 }  // namespace
 
 std::vector<uint8_t> to_bytes(const View<const float>& image, int64_t height, int64_t width) {
@@ -82,25 +74,35 @@ std::vector<uint8_t> code_map(const View<const int32_t>& codes, int64_t downsamp
   return pixels;
 }
 
+BatchPictures::BatchPictures(const Model& model, const Runtime& runtime)
+    : model_(model),
+      input_(to_host(model.input(), runtime)),
+      reconstruction_(to_host(model.reconstruction(), runtime)) {
+  const Quantizer& quantizer = model.quantizer();
+  if (quantizer.codebook_size() > 0 && quantizer.initialised()) codes_ = to_host(quantizer.codes(), runtime);
+}
+
+std::vector<uint8_t> BatchPictures::bytes(const std::vector<float>& values, int64_t i) const {
+  const View<const float> x = model_.input();
+  return to_bytes({values.data() + i * x[1] * x[2] * x[3], {x[1], x[2], x[3]}}, model_.shape().height,
+                  model_.shape().width);
+}
+
+std::vector<uint8_t> BatchPictures::codes(int64_t i) const {
+  const int64_t h = model_.code_height(), w = model_.code_width();
+  return code_map({codes_.data() + i * h * w, {h, w}}, model_.config().model.downsampling,
+                  model_.shape().height, model_.shape().width);
+}
+
 void write_grid(const std::string& path, const Model& model, const Runtime& runtime, int64_t count) {
-  const View<const float> x = model.input(), r = model.reconstruction();
-  const std::vector<float> input = to_host(x, runtime), output = to_host(r, runtime);
-  const View<int32_t> codes = model.quantizer().codes();
-  const bool with_codes = model.quantizer().codebook_size() > 0 && model.quantizer().initialised();
-  const std::vector<int32_t> code_values = with_codes ? to_host(codes, runtime) : std::vector<int32_t>();
-  const auto [height, width, channels] = model.shape();
+  const BatchPictures pictures(model, runtime);
+  const auto& [height, width, channels] = model.shape();
   count = std::min(count, model.batch());
-  Grid grid(with_codes ? 3 : 2, count, height, width);
-  const int64_t pixels = x[1] * x[2] * x[3];
+  Grid grid(pictures.has_codes() ? 3 : 2, count, height, width);
   for (int64_t i = 0; i < count; ++i) {
-    const auto image = [&](const std::vector<float>& values) {
-      return to_bytes({values.data() + i * pixels, {x[1], x[2], x[3]}}, height, width);
-    };
-    grid.paste(0, i, image(input), channels);
-    grid.paste(1, i, image(output), channels);
-    if (!with_codes) continue;
-    const View<const int32_t> map(code_values.data() + i * codes[1] * codes[2], {codes[1], codes[2]});
-    grid.paste(2, i, code_map(map, model.config().model.downsampling, height, width), 3);
+    grid.paste(0, i, pictures.original(i), channels);
+    grid.paste(1, i, pictures.reconstruction(i), channels);
+    if (pictures.has_codes()) grid.paste(2, i, pictures.codes(i), 3);
   }
   write_png(path, grid.view(), {{"Software", "vqlab"}, {"vqlab config", to_toml(model.config())}});
 }

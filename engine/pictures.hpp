@@ -16,6 +16,27 @@ std::vector<uint8_t> to_bytes(const View<const float>& image, int64_t height, in
 std::vector<uint8_t> code_map(const View<const int32_t>& codes, int64_t downsampling, int64_t height,
                               int64_t width);
 
+// The pictures of the batch that a model has just computed, copied to the host.
+class BatchPictures {
+ public:
+  BatchPictures(const Model& model, const Runtime& runtime);
+
+  // Bytes of image i, (height, width, channels).
+  std::vector<uint8_t> original(int64_t i) const { return bytes(input_, i); }
+  std::vector<uint8_t> reconstruction(int64_t i) const { return bytes(reconstruction_, i); }
+  // Its code map, RGB; only if has_codes(): not for a plain autoencoder, nor before the codebook is
+  // initialised.
+  std::vector<uint8_t> codes(int64_t i) const;
+  bool has_codes() const { return !codes_.empty(); }
+
+ private:
+  std::vector<uint8_t> bytes(const std::vector<float>& values, int64_t i) const;
+
+  const Model& model_;
+  std::vector<float> input_, reconstruction_;
+  std::vector<int32_t> codes_;
+};
+
 // A PNG of three rows (two without codes): the first `count` inputs of the model's batch, their
 // reconstructions, their code maps; RGB for colour images and wherever there are codes.
 void write_grid(const std::string& path, const Model& model, const Runtime& runtime, int64_t count);

@@ -3,6 +3,8 @@
 
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "kernels/core/op.hpp"
 
@@ -45,6 +47,15 @@ class Runtime {
   Device device_ = Device::cpu;
   std::string note_, device_name_ = "cpu";
 };
+
+// A copy on the host of what lies on the device; waits for it.
+template <class T>
+std::vector<std::remove_const_t<T>> to_host(const View<T>& device, const Runtime& runtime) {
+  std::vector<std::remove_const_t<T>> values(static_cast<size_t>(device.size()));
+  runtime.download(values.data(), device.data, device.bytes(), runtime.compute());
+  runtime.synchronize(runtime.compute());
+  return values;
+}
 
 // "" if a CUDA device can be used, else one line why not.
 std::string cuda_problem();

@@ -192,9 +192,7 @@ std::string Trainer::first_bad_tensor() const {
     return fmt::format("latent row {}", row);
   if (!std::isfinite(read(model_.loss()))) return "the reconstruction loss";
   const ParameterStore& p = model_.parameters();
-  std::vector<float> gradients(size_t(p.gradients().size()));
-  runtime_.download(gradients.data(), p.gradients().data, p.gradients().bytes(), stream_);
-  runtime_.synchronize(stream_);
+  const std::vector<float> gradients = to_host(p.gradients(), runtime_);
   for (size_t id = 0; id < p.parameters().size(); ++id) {
     const int64_t begin = p.parameters()[id].offset, end = begin + p.gradient(id).size();
     for (int64_t i = begin; i < end; ++i)
