@@ -2,28 +2,45 @@
 
 #include "command.hpp"
 #include "engine/environment.hpp"
-#include "engine/lookup_case.hpp"
 #include "engine/quantizer.hpp"
-#include "kernels/codebook/lookup.hpp"
+#include "engine/variant_case.hpp"
+#include "kernels/core/parallel.hpp"
 
 namespace vqlab {
 namespace {
 
-constexpr LookupShape kProblem{257, 130, 19};
+constexpr VariantShape kProblem{257, 130, 19};
 
 struct Verdict {
   bool trusted, failed;
   std::string why;
 };
 
-// Whether a variant solves a small problem, in which every code comes twice, as the definition does.
-Verdict self_test(const LookupVariant& variant) {
-  if (!variant.supports(kProblem.N, kProblem.K, kProblem.D))
-    return {false, false, "does not run on this machine"};
-  LookupCase problem(kProblem, LookupCase::Data::tied, kProblem.N);
-  problem.run(variant);
-  if (problem.wrong() == 0) return {true, false, "equals the definition on data with ties"};
-  return {false, true, fmt::format("{} of {} codes are wrong", problem.wrong(), problem.rows_checked())};
+// Whether a variant solves the small problem as the definition does. `problem` is null where its device
+// cannot be used.
+Verdict self_test(const VariantInfo& variant, VariantCase* problem) {
+  if (problem == nullptr)
+    return {false, false, cuda_problem().empty() ? "not run: --device cpu" : "not run: no CUDA device"};
+  if (!problem->supports(variant.name)) return {false, false, "does not run on this machine"};
+  try {
+    problem->run(variant.name);
+    const int64_t wrong = problem->wrong();
+    if (wrong > 0)
+      return {false, true, fmt::format("{} of {} rows are wrong", wrong, problem->rows_checked())};
+  } catch (const Error& error) {
+    return {false, true, fmt::format("fails: {}", error.what())};
+  }
+  return {true, false,
+          variant.exact ? "equals the definition on hard data" : "right, but in no fixed order of sums"};
+}
+
+Json to_json(const VariantOp& op, const VariantInfo& variant, const Verdict& verdict) {
+  Json entry = Json::object();
+  entry["name"] = fmt::format("{} {}", op.name, variant.name);
+  entry["device"] = device_text(variant.device);
+  entry["trusted"] = verdict.trusted;
+  entry["why"] = verdict.why;
+  return entry;
 }
 
 class DoctorCommand : public Command {
@@ -33,34 +50,59 @@ class DoctorCommand : public Command {
   CommandResult run(const CommonOptions& common) override {
     const Runtime runtime(common.device, int(common.threads));
     Json json = environment(runtime);
+    json["cuda_problem"] = runtime.device() == Device::cuda ? "" : cuda_problem();
+    json["cuda_devices"] = Json::array();
+    for (const std::string& device : cuda_devices()) json["cuda_devices"].push_back(device);
+    if (runtime.device() == Device::cpu)  // else they are there
+      for (const Json& library : find_cuda_libraries().items()) json["libraries"].push_back(library);
     json["variants"] = Json::array();
-    bool any_failed = false;
-    for (const LookupVariant* variant : lookup_variants()) {
-      const Verdict verdict = self_test(*variant);
-      Json entry = Json::object();
-      entry["name"] = "lookup " + std::string(variant->name);
-      entry["trusted"] = verdict.trusted;
-      entry["why"] = verdict.why;
-      any_failed = any_failed || verdict.failed;
-      json["variants"].push_back(entry);
-    }
+    bool failed = test_variants(Device::cpu, runtime, json["variants"]);
+    failed = test_variants(Device::cuda, runtime, json["variants"]) || failed;
     if (!common.json) print(json);
-    return {.json = json, .exit_code = any_failed ? int(ErrorKind::verification) : 0};
+    return {.json = json, .exit_code = failed ? int(ErrorKind::verification) : 0};
   }
 
  private:
+  // Tests the variants of one device; whether one failed.
+  static bool test_variants(Device device, const Runtime& in_use, Json& list) {
+    const bool usable = device == Device::cpu || in_use.device() == Device::cuda;
+    const Runtime runtime(usable ? device_text(device) : "cpu", worker_count());
+    bool any_failed = false;
+    for (const VariantOp* op : variant_ops()) {
+      if (op->variants(device).empty()) continue;
+      std::unique_ptr<VariantCase> problem;
+      if (usable) problem = op->make(runtime, kProblem, CaseData::hard, kProblem.N);
+      for (const VariantInfo& variant : op->variants(device)) {
+        const Verdict verdict = self_test(variant, problem.get());
+        list.push_back(to_json(*op, variant, verdict));
+        any_failed = any_failed || verdict.failed;
+      }
+    }
+    return any_failed;
+  }
+
   static void print(const Json& json) {
     for (const auto& [key, value] : json.members())
-      if (value.is_string()) std::printf("%-10s %s\n", key.c_str(), value.as_string().c_str());
-    for (const Json& library : json.at("libraries").items())
-      std::printf("%-10s %s %s\n", "library", library.at("name").as_string().c_str(),
-                  library.at("version").as_string().c_str());
+      if (value.is_string() && !value.as_string().empty())
+        std::printf("%-12s %s\n", key.c_str(), value.as_string().c_str());
+    for (const Json& device : json.at("cuda_devices").items())
+      std::printf("%-12s %s\n", "CUDA device", device.as_string().c_str());
+    for (const Json& library : json.at("libraries").items()) print_library(library);
     for (const Json& variant : json.at("variants").items())
-      std::printf("%-10s %-16s %s: %s\n", "variant", variant.at("name").as_string().c_str(),
+      std::printf("%-12s %-26s %-4s %s: %s\n", "variant", variant.at("name").as_string().c_str(),
+                  variant.at("device").as_string().c_str(),
                   variant.at("trusted").as_bool() ? "ok" : "not used", variant.at("why").as_string().c_str());
     for (const QuantizerEntry* entry : quantizers())
-      std::printf("%-10s %-16s %s\n", "quantizer", std::string(entry->name).c_str(),
+      std::printf("%-12s %-26s %s\n", "quantizer", std::string(entry->name).c_str(),
                   std::string(entry->idea).c_str());
+  }
+
+  static void print_library(const Json& library) {
+    const Json *path = library.find("path"), *problem = library.find("problem");
+    std::string line = library.at("name").as_string() + " " + library.at("version").as_string();
+    if (path != nullptr) line += "  " + path->as_string();
+    if (problem != nullptr) line += " not found: " + problem->as_string();
+    std::printf("%-12s %s\n", "library", line.c_str());
   }
 };
 

@@ -4,6 +4,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <new>
 
@@ -75,7 +76,7 @@ void declare_common(CLI::App& app, CommonOptions& common) {
   group->add_flag("--json", common.json, "print one JSON object on stdout, everything else on stderr");
   group->add_flag("--quiet", common.quiet, "no progress");
   group->add_flag("--sync", common.sync,
-                  "wait after each op, so that a failing one is named (the CPU always does)");
+                  "wait after every op and name the one that failed (slow; same as VQLAB_SYNC=1)");
 }
 
 int report(const Error& error, bool json) {
@@ -139,6 +140,7 @@ int run_program(int argc, char** argv) {
     if (!sub->parsed()) continue;
     common.device_given = sub->count("--device") > 0;
     common.threads_given = sub->count("--threads") > 0;
+    if (common.sync) setenv("VQLAB_SYNC", "1", 1);  // read at the first launch
     try {
       const CommandResult result = command->run(common);
       if (common.json) std::printf("%s\n", result.json.dump().c_str());

@@ -80,7 +80,7 @@ class TrainCommand : public Command {
   static CommandResult dry_run(const TrainOptions& options, const CommonOptions& common) {
     const Runtime runtime(options.config.device, int(options.config.threads));
     const TrainingData data = load_training_data(options.config);
-    std::vector<std::string> lines = plan_memory(options.config, data);
+    std::vector<std::string> lines = plan_memory(options.config, data, runtime);
     lines.insert(lines.begin(), runtime.note());
     Json json = Json::object();
     json["dry_run"] = Json::array();

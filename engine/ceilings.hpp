@@ -1,37 +1,35 @@
 // What this machine can do at best: the measures against which `compare` gives shares.
 #pragma once
 
-#include <vector>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "runtime.hpp"
 
 namespace vqlab {
 
-// The fp32 product of two 1024 x 1024 matrices by oneDNN, each worker on its own rows.
-class ProductCeiling {
+// A call whose speed is a ceiling; as a candidate of measure().
+class Yardstick {
  public:
-  static constexpr double kFlop = 2.0 * 1024 * 1024 * 1024;
-  ProductCeiling();
-  // One product. Throws Error(failed) if oneDNN fails.
-  void run();
-
- private:
-  std::vector<float> a_, b_, c_;
+  virtual ~Yardstick() = default;
+  virtual double work() const = 0;  // of one run: bytes read and written, or floating-point operations
+  virtual void run() = 0;           // on a GPU enqueues on the compute stream
 };
 
-// A copy of a buffer larger than the last-level cache by all workers.
-class CopyCeiling {
- public:
-  CopyCeiling();
-  double bytes() const { return 2.0 * double(from_.size()); }  // read and written
-  void run();
+// A copy of a buffer larger than the last-level cache: by all workers, or by CopyOp on a GPU.
+std::unique_ptr<Yardstick> make_copy_yardstick(const Runtime& runtime);
 
- private:
-  std::vector<unsigned char> from_, to_;
-};
+// An fp32 product of two square matrices: 1024 by oneDNN on the CPU, each worker on its own rows; 8192 by
+// cuBLASLt on a GPU. Throws Error(device) without cuBLASLt.
+std::unique_ptr<Yardstick> make_product_yardstick(const Runtime& runtime);
 
 struct Ceilings {
-  double copy_gb_s = 0.0, product_tflop_s = 0.0;  // medians
+  double copy_gb_s = 0.0;  // medians
+  std::optional<double> product_tflop_s = {};
+  std::string product_problem = {};  // why there is no product, or ""
 };
 // Takes about `seconds` for each of the two.
-Ceilings measure_ceilings(double seconds);
+Ceilings measure_ceilings(const Runtime& runtime, double seconds);
 
 }  // namespace vqlab

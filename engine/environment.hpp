@@ -9,7 +9,15 @@ namespace vqlab {
 // "0.1.0"
 const char* version();
 
-// Keys: vqlab, build, compiler, cuda, device, note, threads, processor, libraries[{name, version}].
+// Keys: vqlab, build, compiler, cuda, device, note, threads, processor, libraries[{name, version, path?}]; on
+// a GPU also gpu (its memory, cache and driver), and its libraries among the others.
 Json environment(const Runtime& runtime);
+
+// The CUDA libraries that this process has tried to open, [{name, version, path}] or
+// [{name, version, problem}]. The version is "" of one that is absent or that only others need.
+Json opened_cuda_libraries();
+
+// The same after opening those that the CUDA kernels use; [] in a build without CUDA.
+Json find_cuda_libraries();
 
 }  // namespace vqlab

@@ -7,15 +7,6 @@
 #include "quality.hpp"
 
 namespace vqlab {
-namespace {
-
-// A view of image i of a batch.
-View<const float> image(const View<const float>& batch, int64_t i) {
-  return {batch.data + i * batch[1] * batch[2] * batch[3], {batch[1], batch[2], batch[3]}};
-}
-
-}  // namespace
-
 Json Evaluation::to_json() const {
   Json json = Json::object();
   json["images"] = images;
@@ -38,7 +29,7 @@ void quantize_batch(Model& model, Feeder& feeder, const Runtime& runtime, const 
   const Stream stream = runtime.compute();
   feeder.pick_in_order(range, first);
   feeder.fill(*range.set);
-  feeder.upload(model.images(), stream);
+  feeder.upload(model);
   model.load_images({}, stream);
   model.encode(stream);
   model.quantize(stream);
@@ -49,20 +40,12 @@ Evaluation evaluate(Model& model, const Runtime& runtime, const ImageRange& rang
                     bool with_ssim, const BatchVisitor& visit) {
   const Stream stream = runtime.compute();
   const int64_t B = model.batch(), K = model.quantizer().codebook_size();
-  const int64_t height = model.shape().height, width = model.shape().width;
-  const double pixels = double(height * width * model.shape().channels);
+  const auto& [height, width, channels] = model.shape();
+  const double pixels = double(height * width * channels);
   Feeder feeder(runtime, B, *range.set);
-  std::vector<float> squared_error(static_cast<size_t>(B));
-  std::vector<float> input(static_cast<size_t>(model.input().size())), reconstruction(input.size());
-  std::vector<int32_t> codes(static_cast<size_t>(model.quantizer().codes().size()));
+  const int64_t codes_per_image = model.quantizer().codes().size() / B;
   std::vector<int64_t> counts(static_cast<size_t>(K));
   std::vector<double> similarity(static_cast<size_t>(B));
-  const auto host = [&](std::vector<float>& values, const View<const float>& like) {
-    runtime.download(values.data(), like.data, like.bytes(), stream);
-    View<const float> view = like;
-    view.data = values.data();
-    return view;
-  };
 
   Evaluation result{
       .images = range.count(), .codebook_size = K, .initialised = model.quantizer().initialised()};
@@ -71,21 +54,20 @@ Evaluation evaluate(Model& model, const Runtime& runtime, const ImageRange& rang
     quantize_batch(model, feeder, runtime, range, first);
     model.decode(stream);
     model.measure_loss(stream);
-    host(squared_error, model.squared_error());
-    const View<const float> x = host(input, model.input()), r = host(reconstruction, model.reconstruction());
-    runtime.download(codes.data(), model.quantizer().codes().data, model.quantizer().codes().bytes(), stream);
-    runtime.synchronize(stream);
+    const std::vector<float> squared_error = to_host(model.squared_error(), runtime);
+    const std::vector<int32_t> codes = to_host(View<const int32_t>(model.quantizer().codes()), runtime);
     for (int64_t i = 0; i < count; ++i) {
       result.mse += double(squared_error[size_t(i)]);
       result.psnr_db_mean += psnr_db(double(squared_error[size_t(i)]) / pixels);
     }
     if (with_ssim) {
+      const HostImages input = images_to_host(model.input(), channels, runtime);
+      const HostImages reconstruction = images_to_host(model.reconstruction(), channels, runtime);
       parallel_for(count, [&](int64_t i, int) {
-        similarity[size_t(i)] = ssim(image(x, i), image(r, i), height, width);
+        similarity[size_t(i)] = ssim(input.image(i), reconstruction.image(i), height, width);
       });
       for (int64_t i = 0; i < count; ++i) result.ssim += similarity[size_t(i)];
     }
-    const int64_t codes_per_image = int64_t(codes.size()) / B;
     if (result.initialised)
       for (int64_t i = 0; i < count * codes_per_image; ++i) ++counts[size_t(codes[size_t(i)])];
     if (visit) visit(first, count);
@@ -97,10 +79,10 @@ Evaluation evaluate(Model& model, const Runtime& runtime, const ImageRange& rang
   result.psnr_db_mean /= n;
   result.ssim = with_ssim ? result.ssim / n : std::nan("");
   if (K > 0) {
-    const double codes_per_image = double(codes.size()) / double(B);
     result.usage = usage_of(counts.data(), K);
-    result.bits_per_image_nominal = codes_per_image * std::log2(double(K));
-    result.bits_per_image_entropy = codes_per_image * std::log2(std::max(1.0, result.usage.perplexity));
+    result.bits_per_image_nominal = double(codes_per_image) * std::log2(double(K));
+    result.bits_per_image_entropy =
+        double(codes_per_image) * std::log2(std::max(1.0, result.usage.perplexity));
   }
   return result;
 }

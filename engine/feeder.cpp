@@ -7,12 +7,12 @@ namespace vqlab {
 Feeder::Feeder(const Runtime& runtime, int64_t batch, const ImageSet& set)
     : runtime_(runtime), image_bytes_(set.height * set.width * set.channels), picked_(size_t(batch)) {
   const auto plan = [&] {
-    for (View<uint8_t>& slot : slots_)
-      slot = slab_.take<uint8_t>({batch, set.height, set.width, set.channels});
+    for (Slot& slot : slots_) slot.images = slab_.take<uint8_t>({batch, set.height, set.width, set.channels});
   };
   plan();
   slab_.allocate(runtime);
   plan();
+  for (Slot& slot : slots_) slot.uploaded = Event(runtime);
 }
 
 void Feeder::pick(const ImageRange& range, uint64_t seed, int64_t epoch, int64_t first) {
@@ -28,13 +28,19 @@ void Feeder::pick_in_order(const ImageRange& range, int64_t first) {
 
 void Feeder::fill(const ImageSet& set) {
   slot_ = 1 - slot_;
+  slots_[slot_].uploaded.wait();
+  uint8_t* images = slots_[slot_].images.data;
   for (size_t i = 0; i < picked_.size(); ++i)
-    std::memcpy(slots_[slot_].data + int64_t(i) * image_bytes_, set.pixels.data() + picked_[i] * image_bytes_,
+    std::memcpy(images + int64_t(i) * image_bytes_, set.pixels.data() + picked_[i] * image_bytes_,
                 size_t(image_bytes_));
 }
 
-void Feeder::upload(const View<uint8_t>& images, Stream stream) {
-  runtime_.upload(images.data, slots_[slot_].data, images.bytes(), stream);
+void Feeder::upload(const Model& model) {
+  Slot& slot = slots_[slot_];
+  model.images_read().hold(runtime_.copy());
+  runtime_.upload(model.images().data, slot.images.data, slot.images.bytes(), runtime_.copy());
+  slot.uploaded.record(runtime_.copy());
+  slot.uploaded.hold(runtime_.compute());
 }
 
 }  // namespace vqlab

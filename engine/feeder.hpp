@@ -7,6 +7,7 @@
 #include "data/image_set.hpp"
 #include "kernels/core/random.hpp"
 #include "memory.hpp"
+#include "model.hpp"
 
 namespace vqlab {
 
@@ -27,17 +28,22 @@ class Feeder {
   // Evaluation: images [first, first + batch) of the range; past its end the last image is repeated.
   void pick_in_order(const ImageRange& range, int64_t first);
 
-  // Copies the picked images into the next pinned slot. The upload of two calls ago must be done.
+  // Copies the picked images into the next pinned slot, once the upload of two calls ago is done.
   void fill(const ImageSet& set);
-  // From the slot just filled to the device.
-  void upload(const View<uint8_t>& images, Stream stream);
+  // From the slot just filled to the model's images(), on the copy stream: it starts as soon as the model has
+  // read the images before, and the compute stream waits for its end.
+  void upload(const Model& model);
 
  private:
   const Runtime& runtime_;
   const int64_t image_bytes_;
   std::vector<int64_t> picked_;
   Slab slab_{"pinned batches", MemoryKind::pinned};
-  std::array<View<uint8_t>, 2> slots_;  // one is filled while the other is being copied
+  struct Slot {
+    View<uint8_t> images;
+    Event uploaded;
+  };
+  std::array<Slot, 2> slots_;  // one is filled while the other is being copied
   size_t slot_ = 0;
 };
 

@@ -39,8 +39,6 @@ void decode_codes(TrainedModel& trained, const std::vector<int32_t>& codes, int6
                   fmt::format("code {} of image {} is not in the codebook of {}", codes[i],
                               int64_t(i) / codes_per_image, K),
                   "decode with the run that encoded", "codes");
-  const View<const float> output = model.reconstruction();
-  std::vector<float> images(size_t(output.size()));
   std::vector<int32_t> batch(size_t(batch_codes.size()));
   for (int64_t first = 0; first < count; first += B) {
     const int64_t valid = std::min(B, count - first);
@@ -48,10 +46,8 @@ void decode_codes(TrainedModel& trained, const std::vector<int32_t>& codes, int6
     runtime.upload(batch_codes.data, batch.data(), batch_codes.bytes(), stream);
     model.quantizer().decode(stream);
     model.decode(stream);
-    runtime.download(images.data(), output.data, output.bytes(), stream);
-    runtime.synchronize(stream);
-    for (int64_t i = 0; i < valid; ++i)
-      visit(first + i, {images.data() + i * output.size() / B, {output[1], output[2], output[3]}});
+    const HostImages images = images_to_host(model.reconstruction(), model.shape().channels, runtime);
+    for (int64_t i = 0; i < valid; ++i) visit(first + i, images.image(i));
   }
 }
 

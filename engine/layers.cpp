@@ -38,10 +38,12 @@ Tensor Conv::plan(Arena& arena, const Tensor& input, Mode mode) {
                 fmt::format("activations {} are too large for a convolution to {} channels", x.shape(),
                             output_channels_),
                 "use a smaller model.hidden, or smaller images", "model.hidden");
+  const int64_t channels =
+      pads_output_ ? padded_channels(arena.device(), output_channels_) : output_channels_;
   const View<float> shape(nullptr,
-                          {x[0], geometry_.output_side(x[1]), geometry_.output_side(x[2]), output_channels_});
+                          {x[0], geometry_.output_side(x[1]), geometry_.output_side(x[2]), channels});
   output_ = take_like(arena, shape, mode == Mode::training);
-  scratch_ = arena.scratch(conv_scratch_bytes(geometry_, x, output_channels_));
+  scratch_ = arena.scratch(conv_scratch_bytes(arena.device(), geometry_, x, channels));
   return output_;
 }
 

@@ -21,12 +21,15 @@ class Conv : public Layer {
   Tensor plan(Arena& arena, const Tensor& input, Mode mode) override;
   void forward(Stream stream) override;
   void backward(Stream stream) override;
+  // On the GPU the output, which is an image, gets padded channels.
+  void pad_output_channels() { pads_output_ = true; }
 
  private:
   ParameterStore& parameters_;
   ConvGeometry geometry_;
   int64_t output_channels_;
   Activation activation_;
+  bool pads_output_ = false;
   ParameterStore::Id weight_, bias_;
   Tensor input_, output_;
   View<std::byte> scratch_;

@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "runtime.hpp"
+
 namespace vqlab {
 
 struct MeasureOptions {
@@ -22,15 +24,21 @@ struct Timing {
 };
 
 // Times the candidates in turn (A B A B ...), so that a drift of the machine hits all alike, each after one
-// call to warm up. A candidate leaves the round when it is settled or out of time. Steady clock.
-std::vector<Timing> measure(std::span<const std::function<void()>> candidates, const MeasureOptions& options);
+// call to warm up. A candidate leaves the round when it is settled or out of time. On the CPU a candidate is
+// done when it returns, and the clock is the host's. On a GPU it enqueues on the compute stream, and a sample
+// is the time between two events; what runs before the first of them (the sweep of the caches or, if they
+// stay warm, the candidate itself) gives the host time to enqueue, so that its launches are not in the
+// sample.
+std::vector<Timing> measure(std::span<const std::function<void()>> candidates, const MeasureOptions& options,
+                            const Runtime& runtime);
 
 // Median, spread and precision of samples in ms; at least one. For a sample of size n the median's standard
 // deviation is taken as 1.2533 sigma / sqrt(n), with sigma = iqr / 1.349, as for normal noise, but robust
 // against outliers.
 Timing summarise(std::vector<double> samples_ms, const MeasureOptions& options);
 
-// Bytes of the last-level cache that one core reaches; 32 MiB where the system does not tell.
-int64_t last_level_cache_bytes();
+// Bytes of the last-level cache: that one core reaches, 32 MiB where the system does not tell; of a GPU an
+// upper limit of all (B200: 126 MiB).
+int64_t last_level_cache_bytes(Device device);
 
 }  // namespace vqlab

@@ -1,5 +1,7 @@
 #include "memory.hpp"
 
+#include "kernels/core/annotate.hpp"
+
 namespace vqlab {
 namespace {
 constexpr int64_t kPartAlignment = 256;
@@ -10,6 +12,8 @@ int64_t Slab::reserve(int64_t bytes) {
   used_ += (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
   VQ_REQUIRE(!block_ || used_ <= allocated_,
              "slab '{}': the second pass takes more than was measured ({} bytes)", name_, allocated_);
+  if (block_ && bytes > 0)
+    name_memory(block_.get() + offset, bytes, fmt::format("{} +{}", name_, offset).c_str());
   return offset;
 }
 

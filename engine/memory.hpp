@@ -47,6 +47,8 @@ class Slab {
 // Activations and their gradients, and one scratch area that all ops share, since they run one after another.
 class Arena {
  public:
+  explicit Arena(Device device) : device_(device) {}
+  Device device() const { return device_; }
   template <class T>
   View<T> take(std::initializer_list<int64_t> dims) {
     return activations_.take<T>(dims);
@@ -66,6 +68,7 @@ class Arena {
   int64_t scratch_bytes() const { return scratch_bytes_; }
 
  private:
+  Device device_;
   Slab activations_{"activations"}, scratch_{"scratch"};
   View<std::byte> scratch_view_;
   int64_t scratch_bytes_ = 0;

@@ -63,8 +63,9 @@ void Model::build_decoder() {
   for (int64_t i = 0; i < stages; ++i) {
     const bool last = i + 1 == stages;
     const int64_t next = last ? shape_.channels : stage_channels(m.hidden, stages - 2 - i, stages);
-    decoder_.add<ConvTranspose>(parameters_, fmt::format("decoder.up{}", i + 1), kDouble, channels, next,
-                                last ? Activation::none : Activation::relu);
+    auto& up = decoder_.add<ConvTranspose>(parameters_, fmt::format("decoder.up{}", i + 1), kDouble, channels,
+                                           next, last ? Activation::none : Activation::relu);
+    if (last) up.pad_output_channels();
     channels = next;
   }
 }
@@ -76,7 +77,8 @@ int64_t Model::padded(int64_t side) const {
 
 void Model::plan(Arena& arena) {
   images_ = arena.take<uint8_t>({batch_, shape_.height, shape_.width, shape_.channels});
-  input_.value = arena.take<float>({batch_, padded(shape_.height), padded(shape_.width), shape_.channels});
+  input_.value = arena.take<float>({batch_, padded(shape_.height), padded(shape_.width),
+                                    padded_channels(arena.device(), shape_.channels)});
   latents_ = encoder_.plan(arena, input_, mode_);
   quantized_ = quantizer_->plan(arena, latents_, mode_);
   reconstruction_ = decoder_.plan(arena, quantized_, mode_);
@@ -86,8 +88,8 @@ void Model::plan(Arena& arena) {
   block_sums_ = arena.take<float>({sum_blocks(input_.value.size())});
 }
 
-std::vector<std::pair<std::string, int64_t>> Model::memory_budget() {
-  Arena measure;
+std::vector<std::pair<std::string, int64_t>> Model::memory_budget(Device device) {
+  Arena measure(device);
   plan(measure);
   const int64_t slab = parameters_.slab_bytes();
   std::vector<std::pair<std::string, int64_t>> budget = {{"weights", slab}};
@@ -103,6 +105,8 @@ void Model::allocate(const Runtime& runtime) {
   parameters_.allocate(runtime, mode_ == Mode::training);
   if (mode_ == Mode::training) parameters_.initialise(uint64_t(config_.seed), runtime);
   quantizer_->allocate(runtime);
+  images_read_ = Event(runtime);
+  arena_ = Arena(runtime.device());
   plan(arena_);
   arena_.allocate(runtime);
   plan(arena_);
@@ -116,6 +120,7 @@ void Model::load_images(const View<const StepState>& augmentation, Stream stream
                    .seed = uint64_t(config_.seed),
                    .state = augmentation},
       stream);
+  images_read_.record(stream);
 }
 
 void Model::encode(Stream stream) { encoder_.forward(stream); }
@@ -143,6 +148,7 @@ void Model::measure_loss(Stream stream) {
                            .target = input_.value,
                            .height = shape_.height,
                            .width = shape_.width,
+                           .channels = shape_.channels,
                            .kind = config_.loss.reconstruction == "l1" ? ReconstructionKind::absolute
                                                                        : ReconstructionKind::squared,
                            .scale = loss_scale_,
@@ -164,14 +170,24 @@ void Model::set_variance(double variance) {
   loss_scale_ = float(1.0 / variance);
 }
 
-int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t images_per_epoch,
+HostImages images_to_host(const View<const float>& images, int64_t channels, const Runtime& runtime) {
+  HostImages host{to_host(images, runtime), images[1], images[2], channels};
+  const int64_t padded = images[3], pixels = images.size() / padded;
+  if (padded == channels) return host;
+  for (int64_t p = 0; p < pixels; ++p)
+    std::copy_n(host.values.begin() + p * padded, channels, host.values.begin() + p * channels);
+  host.values.resize(size_t(pixels * channels));
+  return host;
+}
+
+int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t images_per_epoch, Device device,
                       int64_t bytes) {
   const auto fits = [&](int64_t batch) {
     Config candidate = config;
     candidate.train.batch_size = batch;
     int64_t total = 0;
     for (const auto& [name, part] :
-         Model(candidate, shape, batch, images_per_epoch, Mode::training).memory_budget())
+         Model(candidate, shape, batch, images_per_epoch, Mode::training).memory_budget(device))
       total += part;
     return total <= bytes;
   };

@@ -25,7 +25,7 @@ class Model {
   Model(const Config& config, const ImageShape& shape, int64_t batch, int64_t images_per_epoch, Mode mode);
 
   // Bytes that allocate() will take, by name.
-  std::vector<std::pair<std::string, int64_t>> memory_budget();
+  std::vector<std::pair<std::string, int64_t>> memory_budget(Device device);
   // All memory, once, with initial weights drawn from config.seed in training.
   void allocate(const Runtime& runtime);
 
@@ -49,10 +49,13 @@ class Model {
   const Config& config() const { return config_; }
   const ImageShape& shape() const { return shape_; }
   int64_t batch() const { return batch_; }
-  View<uint8_t> images() const { return images_; }          // (B, height, width, channels), on the device
-  View<const float> input() const { return input_.value; }  // (B, H, W, C), sides padded to the downsampling
+  View<uint8_t> images() const { return images_; }  // (B, height, width, channels), on the device
+  // (B, H, W, C), sides padded to the downsampling, on the GPU also channels (padded_channels())
+  View<const float> input() const { return input_.value; }
+  // What the next upload to images() must wait for.
+  const Event& images_read() const { return images_read_; }
   View<const float> latents() const { return latents_.value; }                // (B, h, w, D)
-  View<const float> reconstruction() const { return reconstruction_.value; }  // (B, H, W, C)
+  View<const float> reconstruction() const { return reconstruction_.value; }  // as input()
   View<const float> loss() const { return loss_; }                            // (1), scaled, as trained
   View<const float> error() const { return error_; }  // (1), mean squared or absolute error
   View<const float> squared_error() const {
@@ -79,13 +82,27 @@ class Model {
   ParameterStore parameters_;
   Sequential encoder_, decoder_;
   std::unique_ptr<Quantizer> quantizer_;
-  Arena arena_;
+  Arena arena_{Device::cpu};
+  Event images_read_;
   View<uint8_t> images_;
   Tensor input_, latents_, quantized_, reconstruction_;
   View<float> loss_, error_, squared_error_, block_sums_;
 };
 
+// A batch of the net's images on the host, (B, H, W, C): sides still padded, channels not, pixels minus 0.5.
+struct HostImages {
+  std::vector<float> values;
+  int64_t height, width, channels;
+  View<const float> image(int64_t i) const {  // (H, W, C)
+    return {values.data() + i * height * width * channels, {height, width, channels}};
+  }
+};
+
+// Of a model's input() or reconstruction(). Waits for the device.
+HostImages images_to_host(const View<const float>& images, int64_t channels, const Runtime& runtime);
+
 // The largest training batch whose model fits into `bytes`; 0 if not even one image does.
-int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t images_per_epoch, int64_t bytes);
+int64_t largest_batch(const Config& config, const ImageShape& shape, int64_t images_per_epoch, Device device,
+                      int64_t bytes);
 
 }  // namespace vqlab

@@ -76,16 +76,14 @@ std::vector<uint8_t> code_map(const View<const int32_t>& codes, int64_t downsamp
 
 BatchPictures::BatchPictures(const Model& model, const Runtime& runtime)
     : model_(model),
-      input_(to_host(model.input(), runtime)),
-      reconstruction_(to_host(model.reconstruction(), runtime)) {
+      input_(images_to_host(model.input(), model.shape().channels, runtime)),
+      reconstruction_(images_to_host(model.reconstruction(), model.shape().channels, runtime)) {
   const Quantizer& quantizer = model.quantizer();
   if (quantizer.codebook_size() > 0 && quantizer.initialised()) codes_ = to_host(quantizer.codes(), runtime);
 }
 
-std::vector<uint8_t> BatchPictures::bytes(const std::vector<float>& values, int64_t i) const {
-  const View<const float> x = model_.input();
-  return to_bytes({values.data() + i * x[1] * x[2] * x[3], {x[1], x[2], x[3]}}, model_.shape().height,
-                  model_.shape().width);
+std::vector<uint8_t> BatchPictures::bytes(const HostImages& images, int64_t i) const {
+  return to_bytes(images.image(i), model_.shape().height, model_.shape().width);
 }
 
 std::vector<uint8_t> BatchPictures::codes(int64_t i) const {

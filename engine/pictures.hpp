@@ -30,10 +30,10 @@ class BatchPictures {
   bool has_codes() const { return !codes_.empty(); }
 
  private:
-  std::vector<uint8_t> bytes(const std::vector<float>& values, int64_t i) const;
+  std::vector<uint8_t> bytes(const HostImages& images, int64_t i) const;
 
   const Model& model_;
-  std::vector<float> input_, reconstruction_;
+  HostImages input_, reconstruction_;
   std::vector<int32_t> codes_;
 };
 

@@ -8,7 +8,8 @@
 namespace vqlab {
 namespace {
 
-constexpr float kBeta1 = 0.9f, kBeta2 = 0.999f, kAdamEpsilon = 1e-8f;
+constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
+constexpr float kAdamEpsilon = 1e-8f;
 constexpr int64_t kMaxSkippedInARow = 100;
 
 }  // namespace
@@ -46,29 +47,43 @@ Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange&
   const int64_t P = model_.parameters().weights().size();
   const auto plan = [&] {
     state_ = slab_.take<StepState>({1});
+    optimizer_ = slab_.take<OptimizerState>({1});
     squared_norm_ = slab_.take<float>({1});
     poisoned_ = slab_.take<int32_t>({1});
     norm_block_sums_ = slab_.take<float>({sum_blocks(P)});
+    ring_ = slab_.take<StepMetrics>({kMetricsRing});
+    for (StagedState& staged : staged_) staged.state = pinned_slab_.take<StepState>({1});
+    host_optimizer_ = pinned_slab_.take<OptimizerState>({1});
+    host_ring_ = pinned_slab_.take<StepMetrics>({kMetricsRing});
   };
   plan();
   slab_.allocate(runtime);
-  plan();
-  pinned_slab_.take<StepState>({2});
   pinned_slab_.allocate(runtime);
-  staged_states_ = pinned_slab_.take<StepState>({2});
+  plan();
+  for (StagedState& staged : staged_) staged.uploaded = Event(runtime);
+  resume_at(0, 0, 0);
 }
 
 void Trainer::step() {
-  pick_pictures();
-  fill_pinned_batch();
-  upload_batch();
-  encode();
-  quantize();
-  decode();
-  measure_loss();
-  compute_gradients();
-  update();
-  record();
+  static constexpr struct {
+    const char* name;
+    void (Trainer::*enter)();
+  } kRooms[] = {{"picture bytes", &Trainer::pick_pictures},
+                {"pinned batch", &Trainer::fill_pinned_batch},
+                {"device batch", &Trainer::upload_batch},
+                {"encoder", &Trainer::encode},
+                {"quantizer", &Trainer::quantize},
+                {"decoder", &Trainer::decode},
+                {"losses", &Trainer::measure_loss},
+                {"gradients", &Trainer::compute_gradients},
+                {"updates", &Trainer::update},
+                {"metrics", &Trainer::record}};
+  for (const auto& room : kRooms) {
+    const Range range(room.name);
+    (this->*room.enter)();
+  }
+  // On the CPU reading is free, and a run then ends at the very step.
+  if (stream_.device == Device::cpu || step_ - steps_read_ == kMetricsRing) read_metrics();
 }
 
 void Trainer::pick_pictures() { feeder_.pick(images_, uint64_t(config_.seed), epoch(), first_index()); }
@@ -76,7 +91,7 @@ void Trainer::pick_pictures() { feeder_.pick(images_, uint64_t(config_.seed), ep
 void Trainer::fill_pinned_batch() { feeder_.fill(*images_.set); }
 
 void Trainer::upload_batch() {
-  feeder_.upload(model_.images(), stream_);
+  feeder_.upload(model_);
   upload_step_state();
   model_.load_images(state_, stream_);
 }
@@ -101,20 +116,26 @@ void Trainer::update() {
           .squared_norm = squared_norm_, .gradients = p.gradients(), .block_sums = norm_block_sums_},
       stream_);
   run(PoisonGateOp{.poisoned = poisoned_,
+                   .optimizer = optimizer_,
                    .loss = model_.loss(),
                    .squared_norm = squared_norm_,
                    .first_bad_row = model_.quantizer().initialised() ? model_.quantizer().first_bad_row()
-                                                                     : View<const int32_t>()},
+                                                                     : View<const int32_t>(),
+                   .state = state_,
+                   .beta1 = kBeta1,
+                   .beta2 = kBeta2,
+                   .halt_after = config_.train.on_nan == "stop" ? 1 : kMaxSkippedInARow},
       stream_);
   run(AdamOp{.weights = p.weights(),
              .moment1 = p.moments1(),
              .moment2 = p.moments2(),
              .gradients = p.gradients(),
              .state = state_,
+             .optimizer = optimizer_,
              .squared_norm = squared_norm_,
              .poisoned = poisoned_,
-             .beta1 = kBeta1,
-             .beta2 = kBeta2,
+             .beta1 = float(kBeta1),
+             .beta2 = float(kBeta2),
              .epsilon = kAdamEpsilon,
              .clip = float(config_.train.gradient_clip)},
       stream_);
@@ -122,26 +143,52 @@ void Trainer::update() {
 }
 
 void Trainer::record() {
-  if (read(poisoned_)) {
-    if (config_.train.on_nan == "stop" || skipped_in_a_row_ + 1 >= kMaxSkippedInARow) fail_not_finite();
-    ++skipped_;
-    ++skipped_in_a_row_;
-  } else {
-    skipped_in_a_row_ = 0;
-  }
+  const Quantizer& quantizer = model_.quantizer();
+  const bool has_codes = quantizer.codebook_size() > 0 && quantizer.initialised();
+  run(RecordStepOp{.ring = ring_,
+                   .state = state_,
+                   .reconstruction = model_.loss(),
+                   .error = model_.error(),
+                   .squared_norm = squared_norm_,
+                   .poisoned = poisoned_,
+                   .distance = has_codes ? quantizer.distance() : View<const float>(),
+                   .first_bad_row = has_codes ? quantizer.first_bad_row() : View<const int32_t>(),
+                   .replaced = quantizer.replaced(),
+                   .health = quantizer.health()},
+      stream_);
   ++step_;
 }
 
 void Trainer::upload_step_state() {
-  StepState& staged = staged_states_.data[step_ % staged_states_.size()];
-  const double updates = double(step_ - skipped_ + 1);
-  staged = {.step = step_,
-            .learning_rate = float(learning_rate(step_)),
-            .beta1_power = float(std::pow(double(kBeta1), updates)),
-            .beta2_power = float(std::pow(double(kBeta2), updates)),
-            .epoch = epoch(),
-            .first_index = first_index()};
-  runtime_.upload(state_.data, &staged, sizeof staged, stream_);
+  StagedState& staged = staged_[size_t(step_) % staged_.size()];
+  staged.uploaded.wait();
+  staged.state.data[0] = {.step = step_,
+                          .learning_rate = float(learning_rate(step_)),
+                          .epoch = epoch(),
+                          .first_index = first_index()};
+  runtime_.upload(state_.data, staged.state.data, state_.bytes(), stream_);
+  staged.uploaded.record(stream_);
+}
+
+// The steps since the last reading, if they were not more than the ring holds.
+void Trainer::read_metrics() {
+  runtime_.download(host_optimizer_.data, optimizer_.data, optimizer_.bytes(), stream_);
+  runtime_.download(host_ring_.data, ring_.data, ring_.bytes(), stream_);
+  runtime_.synchronize(stream_);
+  for (; steps_read_ < step_; ++steps_read_) metrics_.push_back(host_ring_.data[steps_read_ % kMetricsRing]);
+  if (int64_t(metrics_.size()) > kMetricsRing)
+    metrics_.erase(metrics_.begin(), metrics_.end() - kMetricsRing);
+  if (host_optimizer_.data->halted_at >= 0) fail_not_finite();
+}
+
+std::vector<StepMetrics> Trainer::take_metrics() {
+  read_metrics();
+  return std::exchange(metrics_, {});
+}
+
+const OptimizerState& Trainer::optimizer() {
+  read_metrics();
+  return host_optimizer_.data[0];
 }
 
 double Trainer::learning_rate(int64_t step) const {
@@ -153,44 +200,41 @@ double Trainer::learning_rate(int64_t step) const {
   return base * 0.5 * (1.0 + std::cos(std::numbers::pi * std::min(1.0, progress)));
 }
 
-template <class T>
-T Trainer::read(const View<T>& scalar) const {
-  std::remove_const_t<T> value{};
-  if (!scalar) return value;
-  runtime_.download(&value, scalar.data, sizeof value, stream_);
-  runtime_.synchronize(stream_);
-  return value;
-}
-
-StepReport Trainer::report() const {
+StepReport Trainer::report() {
+  read_metrics();
+  if (step_ == 0) return {};
+  const StepMetrics& last = host_ring_.data[(step_ - 1) % kMetricsRing];
   const Quantizer& quantizer = model_.quantizer();
-  const double distance = quantizer.initialised() ? double(read(quantizer.distance())) : 0.0;
+  const double distance = double(last.distance);
   StepReport report{.step = step_,
-                    .reconstruction = double(read(model_.loss())),
+                    .reconstruction = double(last.reconstruction),
                     .commitment = quantizer.commitment_loss_weight() * distance,
-                    .error = double(read(model_.error())),
-                    .gradient_norm = std::sqrt(double(read(squared_norm_))),
-                    .learning_rate = step_ > 0 ? learning_rate(step_ - 1) : 0.0,
-                    .has_codebook = quantizer.codebook_size() > 0};
+                    .error = double(last.error),
+                    .gradient_norm = std::sqrt(double(last.squared_norm)),
+                    .learning_rate = learning_rate(step_ - 1),
+                    .has_codebook = quantizer.codebook_size() > 0,
+                    .health = last.health,
+                    .replaced = last.replaced};
   report.loss = report.reconstruction + report.commitment + quantizer.codebook_loss_weight() * distance;
-  if (report.has_codebook) {
-    report.health = read(quantizer.health());
-    report.replaced = read(quantizer.replaced());
-  }
   return report;
 }
 
 void Trainer::resume_at(int64_t step, int64_t skipped, int64_t skipped_in_a_row) {
-  step_ = step;
-  skipped_ = skipped;
-  skipped_in_a_row_ = skipped_in_a_row;
+  step_ = steps_read_ = step;
+  OptimizerState& state = host_optimizer_.data[0];
+  state = {.updates = step - skipped, .skipped = skipped, .skipped_in_a_row = skipped_in_a_row};
+  for (int64_t i = 0; i < state.updates; ++i) {
+    state.beta1_power *= kBeta1;
+    state.beta2_power *= kBeta2;
+  }
+  runtime_.upload(optimizer_.data, &state, optimizer_.bytes(), stream_);
+  runtime_.synchronize(stream_);
 }
 
 std::string Trainer::first_bad_tensor() const {
-  if (const int32_t row = model_.quantizer().initialised() ? read(model_.quantizer().first_bad_row()) : -1;
-      row >= 0)
-    return fmt::format("latent row {}", row);
-  if (!std::isfinite(read(model_.loss()))) return "the reconstruction loss";
+  const StepMetrics& step = host_ring_.data[host_optimizer_.data->halted_at % kMetricsRing];
+  if (step.first_bad_row >= 0) return fmt::format("latent row {}", step.first_bad_row);
+  if (!std::isfinite(step.reconstruction)) return "the reconstruction loss";
   const ParameterStore& p = model_.parameters();
   const std::vector<float> gradients = to_host(p.gradients(), runtime_);
   for (size_t id = 0; id < p.parameters().size(); ++id) {
@@ -201,12 +245,25 @@ std::string Trainer::first_bad_tensor() const {
   return "the norm of all gradients";
 }
 
-void Trainer::fail_not_finite() const {
+// Repeats the bad step if others followed it, to name the tensor: since then nothing has changed the weights.
+void Trainer::fail_not_finite() {
+  const int64_t bad_step = host_optimizer_.data->halted_at;
+  if (bad_step != step_ - 1) {
+    step_ = steps_read_ = bad_step;
+    pick_pictures();
+    fill_pinned_batch();
+    upload_batch();
+    encode();
+    quantize();
+    decode();
+    measure_loss();
+    compute_gradients();
+  }
   throw Error(ErrorKind::failed, fmt::format("{} is not finite", first_bad_tensor()),
               "the last checkpoint is good; start a new run with a lower train.learning_rate, with "
               "train.gradient_clip = "
               "1.0, or with train.on_nan = \"skip\", which drops such steps",
-              fmt::format("step {}", step_ + 1));
+              fmt::format("step {}", bad_step + 1));
 }
 
 }  // namespace vqlab

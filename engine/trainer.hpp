@@ -1,9 +1,12 @@
 // One training step in ten rooms, and the state that a checkpoint must hold to repeat it.
 #pragma once
 
+#include <array>
 #include <string>
+#include <vector>
 
 #include "feeder.hpp"
+#include "kernels/nn/step_metrics.hpp"
 #include "model.hpp"
 
 namespace vqlab {
@@ -22,26 +25,32 @@ struct StepReport {
   int64_t replaced = 0;  // codes restarted in this step
 };
 
+// Steps whose metrics the device keeps for the host.
+inline constexpr int64_t kMetricsRing = 64;
+
 class Trainer {
  public:
   // Trains on `images`. Nothing is allocated after the constructor. Throws Error(data) if they are fewer than
   // a batch.
   Trainer(const Config& config, const Runtime& runtime, const ImageRange& images);
 
-  // One step: the ten rooms. Throws Error(failed), with the tensor, when a value is not finite and on_nan is
-  // "stop", or in 100 consecutive steps.
+  // One step: the ten rooms. On a GPU it returns before the step is done. Throws Error(failed), with the step
+  // and the tensor, when a value is not finite and on_nan is "stop", or in 100 consecutive steps; on a GPU
+  // some steps later, none of which has changed anything.
   void step();
 
-  // Of the last step. Waits for the device.
-  StepReport report() const;
+  // Of the last step. Waits for the device; throws as step() does.
+  StepReport report();
+  // Metrics of the steps since the last call, at most the last kMetricsRing of them. Likewise.
+  std::vector<StepMetrics> take_metrics();
 
   int64_t steps_done() const { return step_; }
   int64_t steps_per_epoch() const {
     return images_.count() / config_.train.batch_size;
   }  // the partial batch is dropped
   int64_t total_steps() const { return config_.train.epochs * steps_per_epoch(); }
-  int64_t steps_skipped() const { return skipped_; }
-  int64_t steps_skipped_in_a_row() const { return skipped_in_a_row_; }
+  // What the optimiser has counted. Waits for the device.
+  const OptimizerState& optimizer();
   Model& model() { return model_; }
   double variance() const { return variance_; }  // of the training pixels in [0, 1]
 
@@ -64,11 +73,10 @@ class Trainer {
   int64_t epoch() const { return step_ / steps_per_epoch(); }
   int64_t first_index() const { return step_ % steps_per_epoch() * config_.train.batch_size; }
   void upload_step_state();
+  void read_metrics();
   double learning_rate(int64_t step) const;
-  [[noreturn]] void fail_not_finite() const;
+  [[noreturn]] void fail_not_finite();
   std::string first_bad_tensor() const;
-  template <class T>
-  T read(const View<T>& scalar) const;
 
   const Config config_;
   const Runtime& runtime_;
@@ -77,14 +85,24 @@ class Trainer {
   Model model_;
   Feeder feeder_;
   double variance_ = 0.0;
-  int64_t step_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;
+  int64_t step_ = 0, steps_read_ = 0;
 
   Slab slab_{"step scalars"};
   View<StepState> state_;
-  Slab pinned_slab_{"pinned step scalars", MemoryKind::pinned};
-  View<StepState> staged_states_;  // (2), one is filled while the other is being copied
+  View<OptimizerState> optimizer_;
   View<float> squared_norm_, norm_block_sums_;
   View<int32_t> poisoned_;
+  View<StepMetrics> ring_;  // (kMetricsRing)
+
+  Slab pinned_slab_{"pinned step scalars", MemoryKind::pinned};
+  struct StagedState {
+    View<StepState> state;
+    Event uploaded;
+  };
+  std::array<StagedState, 2> staged_;    // one is filled while the other is being copied
+  View<OptimizerState> host_optimizer_;  // as of steps_read_, like the ring
+  View<StepMetrics> host_ring_;
+  std::vector<StepMetrics> metrics_;  // read, but not yet taken
 };
 
 // Variance of all pixels of the images, in [0, 1] units: exact, by a histogram of the bytes.

@@ -97,7 +97,7 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
   observer.note(fmt::format("data: {} training and {} validation images of {}x{}x{}",
                             data_.training().count(), data_.validation().count(), data_.set.height,
                             data_.set.width, data_.set.channels));
-  for (const std::string& line : plan_memory(config_, data_)) observer.note(line);
+  for (const std::string& line : plan_memory(config_, data_, runtime_)) observer.note(line);
   trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training());
   end_step_ = std::min(trainer_->total_steps(), options.max_steps.value_or(trainer_->total_steps()));
   facts_ = {.shape = trainer_->model().shape(),
@@ -151,12 +151,13 @@ TrainResult Training::run() {
   while (!finished()) {
     const Clock::time_point step_start = Clock::now();
     trainer_->step();
-    step_seconds_ += seconds_since(step_start);
     const int64_t step = trainer_->steps_done();
     // The last step of --max-steps is shown but not logged: a resumed run then has the lines of an
     // uninterrupted one.
-    const bool logged = step % kLogEverySteps == 0 || epoch_ends();
-    if (logged || step == end_step_) show(trainer_->report(), logged);
+    const bool logged = step % kLogEverySteps == 0 || epoch_ends(), shown = logged || step == end_step_;
+    const StepReport report = shown ? trainer_->report() : StepReport{};  // waits for the device
+    step_seconds_ += seconds_since(step_start);
+    if (shown) show(report, logged);
     const int64_t epoch = step / trainer_->steps_per_epoch();
     if (epoch_ends() && evaluation_due(epoch)) evaluate_epoch(epoch);
     if (step % config_.checkpoint.every_steps == 0 || newest_is_best_) save();
@@ -210,7 +211,7 @@ void Training::log(const StepReport& r) {
   line["error"] = r.error;
   line["gradient_norm"] = r.gradient_norm;
   line["learning_rate"] = r.learning_rate;
-  line["skipped"] = trainer_->steps_skipped();
+  line["skipped"] = trainer_->optimizer().skipped;
   if (r.has_codebook) {
     line["codes_used"] = int64_t(r.health.used);
     line["perplexity"] = double(r.health.perplexity);
@@ -264,8 +265,8 @@ void Training::write_pictures() {
 void Training::save() {
   metrics_->sync();
   progress_.step = trainer_->steps_done();
-  progress_.skipped = trainer_->steps_skipped();
-  progress_.skipped_in_a_row = trainer_->steps_skipped_in_a_row();
+  progress_.skipped = trainer_->optimizer().skipped;
+  progress_.skipped_in_a_row = trainer_->optimizer().skipped_in_a_row;
   progress_.metrics_bytes = metrics_->size();
   const bool is_best = newest_is_best_ || data_.validation_images == 0 || progress_.step == 0;
   result_.weights_sha256 = save_checkpoint(options_.run, runtime_, trainer_->model(), progress_, facts_,
@@ -292,18 +293,19 @@ TrainingData load_training_data(const Config& config) {
   return data;
 }
 
-std::vector<std::string> plan_memory(const Config& config, const TrainingData& data) {
+std::vector<std::string> plan_memory(const Config& config, const TrainingData& data, const Runtime& runtime) {
   const ImageShape shape{data.set.height, data.set.width, data.set.channels};
   Model model(config, shape, config.train.batch_size, data.training().count(), Mode::training);
   std::string parts;
   int64_t total = 0;
-  for (const auto& [name, bytes] : model.memory_budget()) {
+  for (const auto& [name, bytes] : model.memory_budget(runtime.device())) {
     parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", name, format_bytes(bytes));
     total += bytes;
   }
-  const int64_t available = available_bytes(),
-                largest = std::min(data.training().count(),
-                                   largest_batch(config, shape, data.training().count(), available));
+  const int64_t available = runtime.available_device_bytes(),
+                largest = std::min(
+                    data.training().count(),
+                    largest_batch(config, shape, data.training().count(), runtime.device(), available));
   if (total > available)
     throw Error(ErrorKind::resources,
                 fmt::format("the run needs {} of memory, and {} are available", format_bytes(total),

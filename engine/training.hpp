@@ -60,6 +60,6 @@ TrainResult train(const TrainOptions& options, TrainObserver& observer);
 
 // Lines about the memory that a run will take and the largest batch that fits. Throws Error(resources) if the
 // run's own does not fit into what the system has left.
-std::vector<std::string> plan_memory(const Config& config, const TrainingData& data);
+std::vector<std::string> plan_memory(const Config& config, const TrainingData& data, const Runtime& runtime);
 
 }  // namespace vqlab

@@ -92,10 +92,11 @@ Tensor VectorQuantizer::plan(Arena& arena, const Tensor& latents, Mode mode) {
   quantized_.gradient = latents.gradient;  // the straight-through backward works in place
   codes_ = arena.take<int32_t>({z[0], z[1], z[2]});
   block_sums_ = arena.take<float>({sum_blocks(z.size())});
-  int64_t bytes = lookup_scratch_bytes(N, K_, D_);
+  const Device device = arena.device();
+  int64_t bytes = lookup_scratch_bytes(device, N, K_, D_);
   if (mode == Mode::training) {
-    bytes = std::max(bytes, cluster_sums_scratch_bytes(N, K_));
-    if (from_data_) bytes = std::max(bytes, kmeans_scratch_bytes(reservoir_rows_, K_, D_));
+    bytes = std::max(bytes, cluster_sums_scratch_bytes(device, N, K_, D_));
+    if (from_data_) bytes = std::max(bytes, kmeans_scratch_bytes(device, reservoir_rows_, K_, D_));
   }
   scratch_ = arena.scratch(bytes);
   return quantized_;

@@ -111,8 +111,23 @@ TEST_CASE("cli: inspect and doctor describe themselves", "[cli]") {
             .at("step")
             .as_integer() == 20);
   const Json doctor = json_of(run_vqlab("doctor --json"));
-  require_keys(doctor, {"device", "libraries", "variants"});
-  for (const Json& variant : doctor.at("variants").items()) CHECK(variant.at("trusted").as_bool());
+  require_keys(doctor, {"device", "libraries", "variants", "cuda_problem", "cuda_devices"});
+  const bool gpu = doctor.at("cuda_problem").as_string().empty();
+  CHECK(gpu == (doctor.at("device").as_string() != "cpu"));
+  int64_t on_cpu = 0;
+  for (const Json& variant : doctor.at("variants").items()) {
+    INFO(variant.dump());
+    const bool cpu = variant.at("device").as_string() == "cpu";
+    on_cpu += cpu;
+    CHECK(variant.at("trusted").as_bool() == (cpu || gpu));
+    if (!cpu && !gpu) CHECK(variant.at("why").as_string() == "not run: no CUDA device");
+  }
+  CHECK(on_cpu >= 3);
+  // A library that was looked for is there, or the reason why not.
+  for (const Json& library : doctor.at("libraries").items())
+    if (library.at("name").as_string() != "oneDNN")
+      CHECK((library.find("path") == nullptr) != (library.find("problem") == nullptr));
+  CHECK(run_vqlab("doctor --sync").exit_code == 0);
 }
 
 TEST_CASE("cli: dry run and print-config leave nothing behind", "[cli]") {

@@ -123,7 +123,7 @@ TEST_CASE("cluster sums: counts are exact and sums follow the stated order bit f
       set_worker_count(workers);
       Guarded<int32_t> counts(p.K);
       Guarded<float> sums(p.K * p.D, 1);
-      Guarded<std::byte> scratch(cluster_sums_scratch_bytes(p.N, p.K));
+      Guarded<std::byte> scratch(cluster_sums_scratch_bytes(Device::cpu, p.N, p.K, p.D));
       run(ClusterSumsOp{.counts = counts.view({p.K}),
                         .sums = sums.view({p.K, p.D}),
                         .latents = p.latents_view(),
@@ -227,7 +227,7 @@ TEST_CASE("codebook gradient: is the derivative of the codebook loss", "[unit]")
   const Problem p(40, 5, 6);
   std::vector<int32_t> counts(5);
   std::vector<float> sums(30), gradient(30);
-  std::vector<std::byte> scratch(size_t(cluster_sums_scratch_bytes(40, 5)));
+  std::vector<std::byte> scratch(size_t(cluster_sums_scratch_bytes(Device::cpu, 40, 5, 6)));
   run(ClusterSumsOp{.counts = {counts.data(), {5}},
                     .sums = {sums.data(), {5, 6}},
                     .latents = p.latents_view(),
@@ -386,7 +386,7 @@ struct KMeans {
   KMeans(std::vector<float> z, int64_t K, int64_t D, float scale = 1.0f)
       : latents(std::move(z)), codebook(size_t(K * D)), size(size_t(K)), sum(size_t(K * D)) {
     const int64_t N = int64_t(latents.size()) / D;
-    Guarded<std::byte> scratch(kmeans_scratch_bytes(N, K, D), 1);
+    Guarded<std::byte> scratch(kmeans_scratch_bytes(Device::cpu, N, K, D), 1);
     run(KMeansOp{.codebook = {codebook.data(), {K, D}},
                  .cluster_size = {size.data(), {K}},
                  .cluster_sum = {sum.data(), {K, D}},

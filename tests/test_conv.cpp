@@ -130,7 +130,7 @@ class Layer {
         d_weight(s.weight_size(), 1),
         d_bias(s.O, 1),
         activation_(activation),
-        scratch_(conv_scratch_bytes(s.g, input_view(), s.O), 4) {}
+        scratch_(conv_scratch_bytes(Device::cpu, s.g, input_view(), s.O), 4) {}
 
   View<const float> input_view() const { return {input.data(), {s.B, s.H, s.W, s.I}}; }
   template <class T>

@@ -83,7 +83,8 @@ void require_equal(const std::vector<float>& ours, const std::vector<float>& the
 template <class Op>
 void run_with_scratch(Op op, const Problem& p) {
   const View<const float> input(nullptr, {kBatch, p.shape.side, p.shape.side, p.shape.input});
-  std::vector<std::byte> scratch(size_t(conv_scratch_bytes(p.shape.geometry, input, p.shape.output)));
+  std::vector<std::byte> scratch(
+      size_t(conv_scratch_bytes(Device::cpu, p.shape.geometry, input, p.shape.output)));
   op.scratch = {scratch.data(), {int64_t(scratch.size())}};
   run(op, Stream{});
 }

@@ -159,29 +159,32 @@ TEST_CASE("memory: the largest batch fits and the next does not", "[unit]") {
   const auto bytes = [&](int64_t batch) {
     config.train.batch_size = batch;
     int64_t total = 0;
-    for (const auto& [name, part] : Model(config, shape, batch, 100, Mode::training).memory_budget())
+    for (const auto& [name, part] :
+         Model(config, shape, batch, 100, Mode::training).memory_budget(Device::cpu))
       total += part;
     return total;
   };
-  const int64_t limit = 3 << 20, batch = largest_batch(config, shape, 100, limit);
+  const int64_t limit = 3 << 20, batch = largest_batch(config, shape, 100, Device::cpu, limit);
   REQUIRE(batch > 0);
   CHECK(bytes(batch) <= limit);
   CHECK(bytes(batch + 1) > limit);
-  CHECK(largest_batch(config, shape, 100, 100) == 0);
+  CHECK(largest_batch(config, shape, 100, Device::cpu, 100) == 0);
 }
 
 TEST_CASE("feeder: an epoch takes every image once in an order of seed and epoch alone", "[unit]") {
   const Runtime runtime("cpu", 1);
   const ImageSet set = synthetic_images(40, 8, 8, 1, 1);
   const ImageRange range{&set, 0, 40};
-  std::vector<uint8_t> device(8 * 64);
+  Model model(parse(tiny_config("unused")), {8, 8, 1}, 8, 40, Mode::inference);
+  model.allocate(runtime);
   const auto epoch_bytes = [&](uint64_t seed, int64_t epoch) {
     Feeder feeder(runtime, 8, set);
     std::vector<std::vector<uint8_t>> images;
     for (int64_t first = 0; first < 40; first += 8) {
       feeder.pick(range, seed, epoch, first);
       feeder.fill(set);
-      feeder.upload({device.data(), {8, 8, 8, 1}}, Stream{});
+      feeder.upload(model);
+      const std::vector<uint8_t> device = to_host(View<const uint8_t>(model.images()), runtime);
       for (size_t i = 0; i < 8; ++i)
         images.emplace_back(device.begin() + int64_t(i) * 64, device.begin() + int64_t(i + 1) * 64);
     }

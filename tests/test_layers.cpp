@@ -118,7 +118,7 @@ class Rig {
   Runtime runtime_{"cpu", 0};
   ParameterStore parameters_;
   std::unique_ptr<Layer> layer_;
-  Arena arena_;
+  Arena arena_{Device::cpu};
   Tensor input_, output_;
   std::vector<float> x_, loss_weights_;
 };

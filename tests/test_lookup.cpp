@@ -81,7 +81,7 @@ std::vector<int32_t> run_variant(const LookupVariant& variant, const Problem& p,
   std::copy(p.latents.begin(), p.latents.end(), latents.data());
   std::copy(p.codebook.begin(), p.codebook.end(), codebook.data());
   Guarded<int32_t> codes(p.N, 1), first_bad_row(1, 1);
-  const int64_t bytes = lookup_scratch_bytes(p.N, p.K, p.D);
+  const int64_t bytes = lookup_scratch_bytes(Device::cpu, p.N, p.K, p.D);
   Guarded<std::byte> scratch(bytes, 1);
   run(LookupOp{.codes = codes.view({p.N}),
                .first_bad_row = first_bad_row.view({1}),
@@ -101,7 +101,7 @@ std::vector<int32_t> run_variant(const LookupVariant& variant, const Problem& p,
 
 // Every variant that supports the shape gives exactly these codes.
 void require_codes(const Problem& p, const std::vector<int32_t>& expected, int32_t expected_bad_row = -1) {
-  for (const LookupVariant* variant : lookup_variants()) {
+  for (const LookupVariant* variant : lookup_variants(Device::cpu)) {
     if (!variant->supports(p.N, p.K, p.D)) continue;
     INFO("variant " << variant->name << ", N " << p.N << ", K " << p.K << ", D " << p.D);
     const std::vector<int32_t> codes = run_variant(*variant, p, expected_bad_row);
@@ -272,7 +272,7 @@ TEST_CASE("lookup: equal codes for 1 2 and 3 workers", "[unit]") {
   for (size_t i = 0; i < p.latents.size() / 2; ++i)
     p.latents[i] += 0.01f * float(i % 97);  // rows of both kinds
   p.latents[700 * 6] = p.latents[7900 * 6] = kNaN;
-  for (const LookupVariant* variant : lookup_variants()) {
+  for (const LookupVariant* variant : lookup_variants(Device::cpu)) {
     set_worker_count(1);
     const std::vector<int32_t> expected = run_variant(*variant, p, 700);
     for (int workers : {2, 3}) {
@@ -313,7 +313,8 @@ TEST_CASE("lookup: property: equals score64 on small random problems", "[unit]")
     for (float& x : p.latents) x = std::ldexp(x, exponent);
     for (float& c : p.codebook) c = std::ldexp(c, exponent);
     const std::vector<int32_t> expected = nearest_codes(p);
-    for (const LookupVariant* variant : lookup_variants()) RC_ASSERT(run_variant(*variant, p) == expected);
+    for (const LookupVariant* variant : lookup_variants(Device::cpu))
+      RC_ASSERT(run_variant(*variant, p) == expected);
   });
   REQUIRE(ok);
 }
@@ -322,8 +323,9 @@ TEST_CASE("lookup: wrong operands are rejected", "[unit][bad-input]") {
   std::vector<float> latents(12), codebook(8);
   std::vector<int32_t> codes(3);
   int32_t first_bad_row = 0;
-  std::vector<std::byte> scratch(size_t(lookup_scratch_bytes(3, 2, 4)));
+  std::vector<std::byte> scratch(size_t(lookup_scratch_bytes(Device::cpu, 3, 2, 4)));
   const LookupVariant never = {.name = "never",
+                               .device = Device::cpu,
                                .idea = "",
                                .exact = true,
                                .supports = [](int64_t, int64_t, int64_t) { return false; },
@@ -355,12 +357,12 @@ TEST_CASE("lookup: wrong operands are rejected", "[unit][bad-input]") {
 }
 
 TEST_CASE("lookup: variants are found by name", "[unit][bad-input]") {
-  for (const LookupVariant* variant : lookup_variants())
-    CHECK(&find_lookup_variant(variant->name) == variant);
-  CHECK(lookup_variants().back()->supports(1, 1, 1));
-  CHECK(lookup_variants().back()->supports(1'000'000'000, 1'000'000'000, 1'000'000));
+  for (const LookupVariant* variant : lookup_variants(Device::cpu))
+    CHECK(&find_lookup_variant(Device::cpu, variant->name) == variant);
+  CHECK(lookup_variants(Device::cpu).back()->supports(1, 1, 1));
+  CHECK(lookup_variants(Device::cpu).back()->supports(1'000'000'000, 1'000'000'000, 1'000'000));
   try {
-    find_lookup_variant("fusd");
+    find_lookup_variant(Device::cpu, "fusd");
     FAIL("an unknown variant was found");
   } catch (const Error& error) {
     CHECK(error.kind() == ErrorKind::usage);

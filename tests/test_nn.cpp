@@ -46,6 +46,7 @@ struct Loss {
             image(target),
             c.height,
             c.width,
+            c.C,
             c.kind,
             c.scale,
             block_sums.all()};

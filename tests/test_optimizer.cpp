@@ -14,13 +14,28 @@ struct Adam {
         gradients(normal_floats(size, 2)) {}
 
   AdamOp op() {
-    return {
-        weights.all(),    moment1.all(), moment2.all(), gradients.all(), {&state, {1}}, {&squared_norm, {1}},
-        {&poisoned, {1}}, 0.9f,          0.999f,        1e-8f,           clip};
+    return {.weights = weights.all(),
+            .moment1 = moment1.all(),
+            .moment2 = moment2.all(),
+            .gradients = gradients.all(),
+            .state = {&state, {1}},
+            .optimizer = {&optimizer, {1}},
+            .squared_norm = {&squared_norm, {1}},
+            .poisoned = {&poisoned, {1}},
+            .beta1 = 0.9f,
+            .beta2 = 0.999f,
+            .epsilon = 1e-8f,
+            .clip = clip};
   }
 
   Buffer weights, moment1, moment2, gradients;
+  // The step's number, learning rate and powers of the betas.
+  void at(int64_t step, float learning_rate, double beta1_power, double beta2_power) {
+    state = {.step = step, .learning_rate = learning_rate};
+    optimizer = {.updates = step + 1, .beta1_power = beta1_power, .beta2_power = beta2_power};
+  }
   StepState state;
+  OptimizerState optimizer;
   float squared_norm = 0.0f, clip = 0.0f;
   int32_t poisoned = 0;
 };
@@ -62,14 +77,62 @@ TEST_CASE("optimizer: the poison gate closes for each input on its own", "[unit]
                                          {1.0f, kInf, -1, 1},
                                          {1.0f, 2.0f, 0, 1},
                                          {1.0f, 2.0f, 77, 1}}) {
-    int32_t poisoned = -7, without_quantizer = -7;
-    const View<const float> loss(&c.loss, {1}), norm(&c.squared_norm, {1});
-    run(PoisonGateOp{{&poisoned, {1}}, loss, norm, {&c.first_bad_row, {1}}}, Stream{});
+    int32_t poisoned = -7;
+    OptimizerState optimizer;
+    const StepState state{.step = 3};
+    PoisonGateOp op{.poisoned = {&poisoned, {1}},
+                    .optimizer = {&optimizer, {1}},
+                    .loss = {&c.loss, {1}},
+                    .squared_norm = {&c.squared_norm, {1}},
+                    .first_bad_row = {&c.first_bad_row, {1}},
+                    .state = {&state, {1}},
+                    .beta1 = 0.9,
+                    .beta2 = 0.999,
+                    .halt_after = 100};
+    run(op, Stream{});
     CHECK(poisoned == c.poisoned);
-    run(PoisonGateOp{{&without_quantizer, {1}}, loss, norm, {}}, Stream{});
-    CHECK(without_quantizer == (c.first_bad_row >= 0 ? 0 : c.poisoned));
-    REQUIRE_THROWS_AS(run(PoisonGateOp{{&poisoned, {1}}, {}, norm, {}}, Stream{}), Error);
+    CHECK(optimizer.skipped == c.poisoned);
+    CHECK(optimizer.updates == 1 - c.poisoned);
+    op.first_bad_row = {};
+    run(op, Stream{});
+    CHECK(poisoned == (c.first_bad_row >= 0 ? 0 : c.poisoned));
+    op.loss = {};
+    REQUIRE_THROWS_AS(run(op, Stream{}), Error);
   }
+}
+
+TEST_CASE("optimizer: the poison gate counts updates and skips, and halts for good", "[unit]") {
+  int32_t poisoned = -7;
+  float loss = 1.0f;
+  const float norm = 1.0f;
+  OptimizerState optimizer;
+  StepState state;
+  const auto step = [&](float value) {
+    loss = value;
+    run(PoisonGateOp{.poisoned = {&poisoned, {1}},
+                     .optimizer = {&optimizer, {1}},
+                     .loss = {&loss, {1}},
+                     .squared_norm = {&norm, {1}},
+                     .first_bad_row = {},
+                     .state = {&state, {1}},
+                     .beta1 = 0.5,
+                     .beta2 = 0.25,
+                     .halt_after = 3},
+        Stream{});
+    ++state.step;
+  };
+  for (const float value : {1.0f, 1.0f, kNan, kNan, 1.0f}) step(value);
+  CHECK(optimizer.updates == 3);
+  CHECK(optimizer.skipped == 2);
+  CHECK(optimizer.skipped_in_a_row == 0);
+  CHECK(optimizer.beta1_power == 0.125);
+  CHECK(optimizer.beta2_power == 0.015625);
+  CHECK(optimizer.halted_at == -1);
+  for (const float value : {kNan, kNan, kNan, 1.0f, 1.0f}) step(value);
+  CHECK(optimizer.halted_at == 7);  // the third in a row
+  CHECK(optimizer.skipped == 4);
+  CHECK(optimizer.updates == 3);
+  CHECK(poisoned == 1);
 }
 
 TEST_CASE("optimizer: Adam equals its definition in double over several steps", "[unit]") {
@@ -86,8 +149,7 @@ TEST_CASE("optimizer: Adam equals its definition in double over several steps", 
         double squared_norm = 0.0;
         for (const float g : gradients) squared_norm += double(g) * double(g);
         power1 *= double(0.9f), power2 *= double(0.999f);
-        adam.state = {
-            .step = step, .learning_rate = 0.01f, .beta1_power = float(power1), .beta2_power = float(power2)};
+        adam.at(step, 0.01f, power1, power2);
         adam.squared_norm = float(squared_norm);
         run(adam.op(), Stream{});
         const double norm = std::sqrt(squared_norm),
@@ -117,7 +179,7 @@ TEST_CASE("optimizer: Adam equals its definition in double over several steps", 
 TEST_CASE("optimizer: the first step of Adam goes against the sign of the gradient", "[unit]") {
   Adam adam(1000);
   const std::vector<float> start = adam.weights.values();
-  adam.state = {.step = 0, .learning_rate = 0.5f, .beta1_power = 0.9f, .beta2_power = 0.999f};
+  adam.at(0, 0.5f, 0.9, 0.999);
   run(adam.op(), Stream{});
   for (size_t i = 0; i < start.size(); ++i) {
     const double step = double(adam.weights.data()[i]) - double(start[i]),
@@ -133,11 +195,10 @@ TEST_CASE("optimizer: Adam scales gradients down to the clip norm only above it"
   clipped.squared_norm = scaled.squared_norm = 16.0f;
   clipped.clip = 1.0f;
   for (int64_t i = 0; i < 257; ++i) scaled.gradients.data()[i] *= 0.25f;
-  clipped.state =
-      scaled.state = {.step = 3, .learning_rate = 0.01f, .beta1_power = 0.6f, .beta2_power = 0.99f};
+  for (Adam* adam : {&clipped, &scaled}) adam->at(3, 0.01f, 0.6, 0.99);
   Adam below(257), off(257);
   below.squared_norm = 16.0f, below.clip = 4.0f;
-  below.state = off.state = clipped.state;
+  for (Adam* adam : {&below, &off}) adam->at(3, 0.01f, 0.6, 0.99);
   for (Adam* adam : {&clipped, &scaled, &below, &off}) run(adam->op(), Stream{});
   CHECK(same_bits(clipped.weights.values(), scaled.weights.values()));
   CHECK(same_bits(below.weights.values(), off.weights.values()));
@@ -147,7 +208,7 @@ TEST_CASE("optimizer: Adam scales gradients down to the clip norm only above it"
 TEST_CASE("optimizer: Adam changes nothing while poisoned", "[unit]") {
   Adam adam(1000);
   const std::vector<float> weights = adam.weights.values(), moments = adam.moment1.values();
-  adam.state = {.step = 0, .learning_rate = 0.5f, .beta1_power = 0.9f, .beta2_power = 0.999f};
+  adam.at(0, 0.5f, 0.9, 0.999);
   adam.gradients.data()[5] = kNan;
   adam.squared_norm = kNan;
   adam.clip = 1.0f;
@@ -163,7 +224,7 @@ TEST_CASE("optimizer: Adam has the same bits for any number of threads", "[unit]
   for (const int workers : {1, 2, 3, 5}) {
     const WorkerCount count(workers);
     Adam adam(70001);
-    adam.state = {.step = 1, .learning_rate = 0.01f, .beta1_power = 0.81f, .beta2_power = 0.998f};
+    adam.at(1, 0.01f, 0.81, 0.998);
     run(adam.op(), Stream{});
     if (workers == 1) expected = adam.weights.values();
     CHECK(same_bits(adam.weights.values(), expected));
@@ -182,6 +243,7 @@ TEST_CASE("optimizer: wrong operands of Adam are rejected", "[unit][bad-input]")
   reject([](auto& op) { --op.moment2.dim[0]; });
   reject([](auto& op) { --op.gradients.dim[0]; });
   reject([](auto& op) { op.state = {}; });
+  reject([](auto& op) { op.optimizer = {}; });
   reject([](auto& op) { op.squared_norm = {}; });
   reject([](auto& op) { op.poisoned = {}; });
   reject([](auto& op) { op.beta1 = 1.0f; });

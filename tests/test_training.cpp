@@ -1,73 +1,13 @@
 // Whole runs on small sets: learning, determinism, resume, early stop, bad values.
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 
-#include "engine/checkpoint.hpp"
 #include "engine/io/file.hpp"
-#include "engine/training.hpp"
 #include "expect_error.hpp"
-#include "synthetic.hpp"
+#include "lab.hpp"
 
 namespace vqlab::testing {
-namespace {
-
 namespace fs = std::filesystem;
-
-class Silent : public TrainObserver {
- public:
-  void note(const std::string&) override {}
-  void warning(const std::string& line) override { warnings.push_back(line); }
-  void on_step(const StepReport&, int64_t, double, double) override {}
-  void on_evaluation(int64_t, const Evaluation& e, bool best) override {
-    mse.push_back(e.mse);
-    is_best.push_back(best);
-    used = e.usage.used;
-  }
-  std::vector<std::string> warnings;
-  std::vector<double> mse;
-  std::vector<bool> is_best;
-  int64_t used = 0;
-};
-
-// A synthetic set in a temporary directory, and runs on it.
-class Lab {
- public:
-  explicit Lab(int64_t images = 80, int64_t height = 8, int64_t width = 8, int64_t channels = 1) {
-    fs::create_directories(data());
-    write_synthetic_set(data(), images, height, width, channels);
-  }
-  std::string data() const { return directory_ / "data"; }
-  std::string run(const std::string& name) const { return directory_ / name; }
-  TrainResult train(const std::string& name, const std::vector<std::string>& overrides = {},
-                    std::optional<int64_t> max_steps = {}, RunAccess access = RunAccess::create) {
-    TrainOptions options;
-    options.config = access == RunAccess::resume ? load_run_config(run(name), overrides)
-                                                 : parse_config(tiny_config(data()), "tiny", overrides);
-    options.run = run(name);
-    options.access = access;
-    options.max_steps = max_steps;
-    return vqlab::train(options, observer);
-  }
-  std::string weights(const std::string& name) const {
-    return Checkpoint(run(name), "last").weights_sha256();
-  }
-  // metrics.jsonl without what depends on the clock.
-  std::string metrics(const std::string& name) const {
-    std::ifstream file(run(name) + "/metrics.jsonl");
-    std::string text;
-    for (std::string line; std::getline(file, line);)
-      text += line.substr(0, line.find(", \"images_per_second\"")) + "\n";
-    return text;
-  }
-  Silent observer;
-
- private:
-  TemporaryDirectory directory_;
-};
-
-}  // namespace
 
 TEST_CASE("training: every quantizer learns and keeps its codebook in use", "[unit]") {
   for (const QuantizerEntry* entry : quantizers()) {
@@ -260,11 +200,11 @@ TEST_CASE("training: skipped steps leave all state alone and resume in the middl
     weight = std::numeric_limits<float>::quiet_NaN();
     for (int i = 0; i < 5; ++i) trainer.step();
     CHECK(state() == before);
-    CHECK(trainer.steps_skipped_in_a_row() == 5);
+    CHECK(trainer.optimizer().skipped_in_a_row == 5);
     weight = good;
     trainer.step();
-    CHECK(trainer.steps_skipped() == 5);
-    CHECK(trainer.steps_skipped_in_a_row() == 0);
+    CHECK(trainer.optimizer().skipped == 5);
+    CHECK(trainer.optimizer().skipped_in_a_row == 0);
     CHECK(state() != before);
   }
 }
@@ -285,7 +225,7 @@ TEST_CASE("training: on_nan skip drops bad steps but not for ever", "[bad-input]
   const Config config = parse_config(tiny_config("d"), "tiny", {"quantizer.kind=none", "train.on_nan=skip"});
   const auto trainer = poisoned_trainer(config, runtime, set);
   for (int i = 0; i < 99; ++i) trainer->step();
-  CHECK(trainer->steps_skipped() == 99);
+  CHECK(trainer->optimizer().skipped == 99);
   CHECK_THROWS_AS(trainer->step(), Error);
 }
 

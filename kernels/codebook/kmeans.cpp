@@ -8,22 +8,36 @@
 namespace vqlab {
 namespace {
 
-// The scratch of one call, cut into its parts; every part starts at a multiple of 64 bytes.
-struct Parts {
+// Byte offsets of the parts; every part starts at a multiple of 256 bytes.
+struct Offsets {
   int64_t codes, counts, sums, work, end;
-  Parts(int64_t N, int64_t K, int64_t D) {
-    const auto after = [](int64_t offset, int64_t bytes) { return (offset + bytes + 63) / 64 * 64; };
-    codes = 64;  // room to align the start
+  Offsets(Device device, int64_t N, int64_t K, int64_t D) {
+    const auto after = [](int64_t offset, int64_t bytes) { return (offset + bytes + 255) / 256 * 256; };
+    codes = 256;  // room to align the start
     counts = after(codes, N * 4);
     sums = after(counts, K * 4);
     work = after(sums, K * D * 4);
-    end = after(work, std::max(lookup_scratch_bytes(N, K, D), cluster_sums_scratch_bytes(N, K)));
+    end = after(work,
+                std::max(lookup_scratch_bytes(device, N, K, D), cluster_sums_scratch_bytes(device, N, K, D)));
   }
 };
 
 }  // namespace
 
-int64_t kmeans_scratch_bytes(int64_t N, int64_t K, int64_t D) { return Parts(N, K, D).end; }
+int64_t kmeans_scratch_bytes(Device device, int64_t N, int64_t K, int64_t D) {
+  return Offsets(device, N, K, D).end;
+}
+
+KMeansScratch::KMeansScratch(const KMeansOp& op, Device device) {
+  const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1];
+  const Offsets offsets(device, N, K, D);
+  require_scratch("kmeans", op.scratch, offsets.end);
+  std::byte* base = op.scratch.data + (256 - reinterpret_cast<uintptr_t>(op.scratch.data) % 256) % 256 - 256;
+  codes = {reinterpret_cast<int32_t*>(base + offsets.codes), {N}};
+  counts = {reinterpret_cast<int32_t*>(base + offsets.counts), {K}};
+  sums = {reinterpret_cast<float*>(base + offsets.sums), {K, D}};
+  work = {base + offsets.work, {offsets.end - offsets.work}};
+}
 
 void KMeansOp::check() const {
   VQ_REQUIRE(codebook.rank == 2 && latents.rank == 2 && latents[1] == codebook[1] && latents[0] >= 1,
@@ -34,18 +48,11 @@ void KMeansOp::check() const {
       cluster_sum.shape(), codebook.shape());
   VQ_REQUIRE(rounds >= 1 && count_scale > 0.0f, "kmeans: {} rounds or count_scale {} out of range", rounds,
              count_scale);
-  VQ_REQUIRE(scratch.size() >= kmeans_scratch_bytes(latents[0], codebook[0], codebook[1]),
-             "kmeans: scratch of {} bytes", scratch.size());
 }
 
 void run_cpu(const KMeansOp& op) {
   const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1];
-  const Parts parts(N, K, D);
-  std::byte* base = op.scratch.data + (64 - reinterpret_cast<uintptr_t>(op.scratch.data) % 64) % 64 - 64;
-  const View<int32_t> codes(reinterpret_cast<int32_t*>(base + parts.codes), {N});
-  const View<int32_t> counts(reinterpret_cast<int32_t*>(base + parts.counts), {K});
-  const View<float> sums(reinterpret_cast<float*>(base + parts.sums), {K, D});
-  const View<std::byte> work(base + parts.work, {parts.end - parts.work});
+  const auto [codes, counts, sums, work] = KMeansScratch(op, Device::cpu);
 
   const Permutation rows(op.key, uint64_t(N));
   for (int64_t k = 0; k < K; ++k)

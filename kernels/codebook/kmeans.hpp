@@ -18,13 +18,22 @@ struct KMeansOp {
   RandomKey key;                // use = kmeans
   int rounds;                   // >= 1
   float count_scale;        // > 0: latents of a training step / N makes the averages start as those of a step
-  View<std::byte> scratch;  // kmeans_scratch_bytes(N, K, D)
+  View<std::byte> scratch;  // kmeans_scratch_bytes(device, N, K, D)
 
-  // Throws Error(failed) on shapes that disagree or too little scratch.
+  // Throws Error(failed) on shapes that disagree; run() also on too little scratch.
   void check() const;
 };
 
-int64_t kmeans_scratch_bytes(int64_t N, int64_t K, int64_t D);
+int64_t kmeans_scratch_bytes(Device device, int64_t N, int64_t K, int64_t D);
+
+// The scratch of a call, cut into its parts.
+struct KMeansScratch {
+  View<int32_t> codes;                               // (N)
+  View<int32_t> counts;                              // (K)
+  View<float> sums;                                  // (K, D)
+  View<std::byte> work;                              // of the lookup and of the cluster sums
+  KMeansScratch(const KMeansOp& op, Device device);  // throws Error(failed) on too little scratch
+};
 
 void run_cpu(const KMeansOp& op);
 void run_cuda(const KMeansOp& op, Stream stream);

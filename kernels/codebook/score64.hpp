@@ -4,18 +4,14 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define VQ_SCORE_DEVICE __host__ __device__
-#else
-#define VQ_SCORE_DEVICE
-#endif
+#include "../core/host_device.hpp"
 
 namespace vqlab {
 
 // Squared distance of a latent and a code, sum_d (x_d - c_d)^2 in double, d ascending, without fused
 // contraction (-ffp-contract=off on the host, the __d*_rn intrinsics on the device): the same bits
 // everywhere. The code of a latent is the smallest k that attains the minimum.
-VQ_SCORE_DEVICE inline double score64(const float* latent, const float* code, int64_t D) {
+VQ_HOST_DEVICE inline double score64(const float* latent, const float* code, int64_t D) {
   double sum = 0.0;
   for (int64_t d = 0; d < D; ++d) {
 #if defined(__CUDA_ARCH__)
@@ -31,7 +27,7 @@ VQ_SCORE_DEVICE inline double score64(const float* latent, const float* code, in
 
 // score64 where it is below `limit`, else some value that is not: partial sums never fall, so the sum can
 // stop.
-VQ_SCORE_DEVICE inline double score64_below(const float* latent, const float* code, int64_t D, double limit) {
+VQ_HOST_DEVICE inline double score64_below(const float* latent, const float* code, int64_t D, double limit) {
   double sum = 0.0;
   for (int64_t d = 0; d < D && !(sum >= limit); ++d) {
     const double difference = double(latent[d]) - double(code[d]);
@@ -41,7 +37,7 @@ VQ_SCORE_DEVICE inline double score64_below(const float* latent, const float* co
 }
 
 // A latent that is not finite has no nearest code.
-VQ_SCORE_DEVICE inline bool is_finite_row(const float* latent, int64_t D) {
+VQ_HOST_DEVICE inline bool is_finite_row(const float* latent, int64_t D) {
   bool finite = true;
   for (int64_t d = 0; d < D; ++d) finite &= std::isfinite(latent[d]);
   return finite;

@@ -98,38 +98,34 @@ void check_shapes(const char* what, const ConvGeometry& g, const View<const floa
                  output[3] >= 1 && side_fits(input[1], output[1]) && side_fits(input[2], output[2]),
              "{}: output {} does not follow from input {} by kernel {}, stride {}, padding {}", what,
              output.shape(), input.shape(), g.kernel, g.stride, g.padding);
-  VQ_REQUIRE(weight.rank == 4 && weight[0] == (normal ? output[3] : input[3]) && weight[1] == g.kernel &&
-                 weight[2] == g.kernel && weight[3] == (normal ? input[3] : output[3]),
+  VQ_REQUIRE(weight.rank == 4 && weight[0] <= (normal ? output[3] : input[3]) && weight[1] == g.kernel &&
+                 weight[2] == g.kernel && weight[3] <= (normal ? input[3] : output[3]),
              "{}: weight {} does not fit input {} and output {}", what, weight.shape(), input.shape(),
              output.shape());
-  VQ_REQUIRE(!bias || bias.size() == output[3], "{}: bias {} does not fit output {}", what, bias.shape(),
-             output.shape());
+  VQ_REQUIRE(!bias || bias.size() == weight[normal ? 0 : 3], "{}: bias {} does not fit weight {}", what,
+             bias.shape(), weight.shape());
   VQ_REQUIRE(fits_offsets(conv_sides(g, input, output)), "{}: images of input {} and output {} are too large",
              what, input.shape(), output.shape());
 }
 
-void check_scratch(const char* what, const View<std::byte>& scratch, int64_t needed) {
-  VQ_REQUIRE(scratch.size() >= needed, "{}: {} bytes of scratch, needs {}", what, scratch.size(), needed);
+void require_no_padding(const char* what, const ConvGeometry& g, const View<const float>& input,
+                        const View<const float>& output, const View<const float>& weight) {
+  const bool normal = g.kind == ConvKind::normal;
+  VQ_REQUIRE(weight[0] == (normal ? output : input)[3] && weight[3] == (normal ? input : output)[3],
+             "{}: weight {} has not the channels of input {} and output {}", what, weight.shape(),
+             input.shape(), output.shape());
 }
 
 }  // namespace
 
-void ConvForwardOp::check() const {
-  check_shapes("convolution", geometry, input, output, weight, bias);
-  check_scratch("convolution", scratch,
-                convolve_bytes(conv_sides(geometry, input, output), forward_direction(geometry)));
-}
+void ConvForwardOp::check() const { check_shapes("convolution", geometry, input, output, weight, bias); }
 
 void ConvBackwardDataOp::check() const {
   check_shapes("convolution backward data", geometry, d_input, d_output, weight, {});
-  check_scratch("convolution backward data", scratch,
-                convolve_bytes(conv_sides(geometry, d_input, d_output), backward_direction(geometry)));
 }
 
 void ConvBackwardWeightOp::check() const {
   check_shapes("convolution backward weight", geometry, input, d_output, d_weight, d_bias);
-  check_scratch("convolution backward weight", scratch,
-                weight_gradient_bytes(conv_sides(geometry, input, d_output), d_output[3], input[0]));
 }
 
 bool conv_supports(const ConvGeometry& geometry, const View<const float>& input, int64_t output_channels) {
@@ -138,8 +134,10 @@ bool conv_supports(const ConvGeometry& geometry, const View<const float>& input,
   return fits_offsets(conv_sides(geometry, input, output));
 }
 
-int64_t conv_scratch_bytes(const ConvGeometry& geometry, const View<const float>& input,
+int64_t conv_scratch_bytes(Device device, const ConvGeometry& geometry, const View<const float>& input,
                            int64_t output_channels) {
+  if constexpr (kWithCuda)
+    if (device == Device::cuda) return conv_scratch_bytes_cuda(geometry, input, output_channels);
   const View<const float> output(
       nullptr, {input[0], geometry.output_side(input[1]), geometry.output_side(input[2]), output_channels});
   const ConvSides sides = conv_sides(geometry, input, output);
@@ -148,17 +146,27 @@ int64_t conv_scratch_bytes(const ConvGeometry& geometry, const View<const float>
 }
 
 void run_cpu(const ConvForwardOp& op) {
-  convolve(conv_sides(op.geometry, op.input, op.output), forward_direction(op.geometry), op.output, op.input,
-           op.weight, op.bias, op.activation, op.scratch);
+  const ConvSides sides = conv_sides(op.geometry, op.input, op.output);
+  require_no_padding("convolution", op.geometry, op.input, op.output, op.weight);
+  require_scratch("convolution", op.scratch, convolve_bytes(sides, forward_direction(op.geometry)));
+  convolve(sides, forward_direction(op.geometry), op.output, op.input, op.weight, op.bias, op.activation,
+           op.scratch);
 }
 
 void run_cpu(const ConvBackwardDataOp& op) {
-  convolve(conv_sides(op.geometry, op.d_input, op.d_output), backward_direction(op.geometry), op.d_input,
-           op.d_output, op.weight, {}, Activation::none, op.scratch);
+  const ConvSides sides = conv_sides(op.geometry, op.d_input, op.d_output);
+  require_no_padding("convolution backward data", op.geometry, op.d_input, op.d_output, op.weight);
+  require_scratch("convolution backward data", op.scratch,
+                  convolve_bytes(sides, backward_direction(op.geometry)));
+  convolve(sides, backward_direction(op.geometry), op.d_input, op.d_output, op.weight, {}, Activation::none,
+           op.scratch);
 }
 
 void run_cpu(const ConvBackwardWeightOp& op) {
   const ConvSides sides = conv_sides(op.geometry, op.input, op.d_output);
+  require_no_padding("convolution backward weight", op.geometry, op.input, op.d_output, op.d_weight);
+  require_scratch("convolution backward weight", op.scratch,
+                  weight_gradient_bytes(sides, op.d_output[3], op.input[0]));
   const int64_t batch = op.input[0], input_size = op.input.size() / batch,
                 output_size = op.d_output.size() / batch;
   ScratchCutter cutter(op.scratch);

@@ -30,6 +30,13 @@ struct ConvGeometry {
 // transposed one, which is the normal convolution from its output to its input run backwards: torch's OIHW
 // and IOHW with the channel that comes second moved last.
 
+// Channel padding, on the GPU only: the tensor that has image channels may have more channels than the
+// weight; what is beyond is read as 0 and written as 0. (cuDNN's fast engines want multiples of 8.)
+
+inline int64_t padded_channels(Device device, int64_t channels) {
+  return device == Device::cuda ? (channels + 7) / 8 * 8 : channels;
+}
+
 // output = activation(convolution(input) + bias)
 struct ConvForwardOp {
   View<float> output;        // (B, OH, OW, O)
@@ -38,9 +45,9 @@ struct ConvForwardOp {
   View<const float> bias;    // (O), or absent
   ConvGeometry geometry;
   Activation activation;
-  View<std::byte> scratch;  // conv_scratch_bytes(geometry, input, O)
+  View<std::byte> scratch;  // conv_scratch_bytes(device, geometry, input, O)
 
-  // These three throw Error(failed) on shapes that disagree or too little scratch.
+  // These three throw Error(failed) on shapes that disagree; run() also on too little scratch.
   void check() const;
 };
 
@@ -71,10 +78,15 @@ struct ConvBackwardWeightOp {
 // False if the images are too large for the 32-bit offsets within a shard. `input` is (B, H, W, I).
 bool conv_supports(const ConvGeometry& geometry, const View<const float>& input, int64_t output_channels);
 
-// Scratch that each of the three ops needs at this shape, for the present worker_count(). `input` is (B, H,
-// W, I).
-int64_t conv_scratch_bytes(const ConvGeometry& geometry, const View<const float>& input,
+// Scratch that each of the three ops needs at this shape; on the CPU for the present worker_count(). `input`
+// is (B, H, W, I).
+int64_t conv_scratch_bytes(Device device, const ConvGeometry& geometry, const View<const float>& input,
                            int64_t output_channels);
+int64_t conv_scratch_bytes_cuda(const ConvGeometry& geometry, const View<const float>& input,
+                                int64_t output_channels);
+
+// "" if the library behind run_cuda can be used, else one line why not.
+std::string conv_problem_cuda();
 
 void run_cpu(const ConvForwardOp& op);
 void run_cuda(const ConvForwardOp& op, Stream stream);

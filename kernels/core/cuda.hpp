@@ -12,11 +12,25 @@
 #include "op.hpp"
 
 // A static array in shared memory: VQ_SHARED(float, tile, [kBlockK][kBlockN]);
-#define VQ_SHARED(type, name, dims) __shared__ type name dims
 // The dynamic shared memory of the launch, as bytes: VQ_DYN_SHARED(16, bytes);
+#if defined(VQ_SIMT)  // compiled as C++, for an emulated device: its cuda_runtime.h defines this
+#define VQ_SHARED(type, name, dims)                                                                   \
+  struct name##_storage {                                                                             \
+    type value dims;                                                                                  \
+  };                                                                                                  \
+  static char name##_key;                                                                             \
+  auto& name =                                                                                        \
+      static_cast<name##_storage*>(                                                                   \
+          ::simt::shared_static(&name##_key, sizeof(name##_storage::value), alignof(name##_storage))) \
+          ->value
+#define VQ_DYN_SHARED(align, name) \
+  unsigned char* const name = static_cast<unsigned char*>(::simt::shared_dynamic(align))
+#else
+#define VQ_SHARED(type, name, dims) __shared__ type name dims
 #define VQ_DYN_SHARED(align, name)   \
   extern __shared__ __align__(align) \
   unsigned char name[]
+#endif
 
 // Throws if a call of the CUDA runtime failed, with the call, the error's name and text, and the place.
 #define CUDA_CHECK(call) ::vqlab::cuda_check((call), #call)
@@ -74,12 +88,18 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
     cuda_check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes)),
         name, shape.at);
+#if defined(VQ_SIMT)
+  ::simt::launch(kernel, {name, nullptr, shape.grid, shape.block, shape.shared_bytes, shape.at},
+                 stream.handle, std::forward<Args>(args)...);
+  check_launch(name, cudaSuccess, stream, shape.at);
+#else
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream.handle;
   check_launch(name, cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), stream, shape.at);
+#endif
 }
 
 }  // namespace vqlab

@@ -18,17 +18,31 @@ struct Stream {
   CUstream_st* handle = nullptr;
 };
 
-// VQ_CUDA_OPS will be defined once every op has its kernel: then a missing run_cuda is a link error with its
-// name.
+// Whether this build has CUDA implementations. What they are called in is discarded by `if constexpr`
+// otherwise, so that a build with CUDA that misses one fails to link with its name.
+#if VQ_CUDA
+inline constexpr bool kWithCuda = true;
+#else
+inline constexpr bool kWithCuda = false;
+#endif
+
+[[noreturn]] inline void throw_without_cuda() {
+  throw Error(ErrorKind::device, "this vqlab was built without CUDA", "use --device cpu");
+}
+
 template <class Op>
 void run(const Op& op, Stream stream) {
   op.check();
   if (stream.device == Device::cpu) return run_cpu(op);
-#if VQ_CUDA_OPS
-  run_cuda(op, stream);
-#else
-  throw Error(ErrorKind::device, "this vqlab has no CUDA implementation of its ops", "use --device cpu");
-#endif
+  if constexpr (kWithCuda)
+    run_cuda(op, stream);
+  else
+    throw_without_cuda();
+}
+
+// For the backends: throws Error(failed) if an op was given less scratch than it needs.
+inline void require_scratch(const char* op, const View<std::byte>& scratch, int64_t needed) {
+  VQ_REQUIRE(scratch.size() >= needed, "{}: {} bytes of scratch, {} needed", op, scratch.size(), needed);
 }
 
 }  // namespace vqlab

@@ -55,7 +55,7 @@ void convert_image(const ImageInputOp& op, int64_t image) {
 }  // namespace
 
 void ImageInputOp::check() const {
-  VQ_REQUIRE(images.rank == 4 && output.rank == 4 && output[0] == images[0] && output[3] == images[3] &&
+  VQ_REQUIRE(images.rank == 4 && output.rank == 4 && output[0] == images[0] && output[3] >= images[3] &&
                  output[1] >= images[1] && output[2] >= images[2],
              "image input: output {} cannot hold images {}", output.shape(), images.shape());
   VQ_REQUIRE(shift >= 0 && (shift == 0 || shift < std::min(images[1], images[2])),
@@ -65,6 +65,8 @@ void ImageInputOp::check() const {
 }
 
 void run_cpu(const ImageInputOp& op) {
+  VQ_REQUIRE(op.output[3] == op.images[3], "image input: output {} pads the channels of images {}",
+             op.output.shape(), op.images.shape());
   parallel_for(op.images[0], [&](int64_t image, int) { convert_image(op, image); });
 }
 

@@ -14,7 +14,7 @@ namespace vqlab {
 // bit), and floor(word / 2^32 * (2 shift + 1)) - shift is how far down (word 1) and right (word 2) a pixel of
 // the flipped image is read.
 struct ImageInputOp {
-  View<float> output;          // (B, OH, OW, C), OH >= H, OW >= W
+  View<float> output;          // (B, OH, OW, C'), OH >= H, OW >= W; on the GPU C' >= C, what is beyond is 0
   View<const uint8_t> images;  // (B, H, W, C)
   bool flip = false;
   int64_t shift = 0;  // pixels, 0 to min(H, W) - 1

@@ -93,15 +93,19 @@ void ReconstructionLossOp::check() const {
              "reconstruction loss: d_reconstruction {} and target {} differ", d_reconstruction.shape(),
              target.shape());
   VQ_REQUIRE(loss.size() == 1 && error.size() == 1 && squared_error.size() == target[0] &&
-                 block_sums.size() >= sum_blocks(target.size()),
+                 block_sums.size() >= sum_blocks(target.size() / target[3] * channels),
              "reconstruction loss: loss {}, error {}, squared_error {} or block_sums {} has the wrong size",
              loss.shape(), error.shape(), squared_error.shape(), block_sums.shape());
-  VQ_REQUIRE(height >= 1 && height <= target[1] && width >= 1 && width <= target[2],
-             "reconstruction loss: image {} x {} does not fit in {}", height, width, target.shape());
+  VQ_REQUIRE(height >= 1 && height <= target[1] && width >= 1 && width <= target[2] && channels >= 1 &&
+                 channels <= target[3],
+             "reconstruction loss: image {} x {} x {} does not fit in {}", height, width, channels,
+             target.shape());
   VQ_REQUIRE(scale > 0.0f, "reconstruction loss: scale {} is not positive", scale);
 }
 
 void run_cpu(const ReconstructionLossOp& op) {
+  VQ_REQUIRE(op.channels == op.target[3], "reconstruction loss: target {} has padded channels",
+             op.target.shape());
   const int64_t terms = op.target.size(), blocks = sum_blocks(terms);
   const float counted = float(op.target[0] * op.height * op.width * op.target[3]);
   const float gradient_scale = (op.kind == ReconstructionKind::squared ? 2.0f : 1.0f) * op.scale / counted;

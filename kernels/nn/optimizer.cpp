@@ -20,11 +20,11 @@ struct AdamFactors {
 };
 
 AdamFactors adam_factors(const AdamOp& op) {
-  const StepState& state = op.state.data[0];
+  const OptimizerState& optimizer = op.optimizer.data[0];
   const float norm = std::sqrt(op.squared_norm.data[0]);
   return {.gradient_scale = op.clip > 0.0f && norm > op.clip ? op.clip / norm : 1.0f,
-          .rate1 = state.learning_rate / (1.0f - state.beta1_power),
-          .correction2 = 1.0f / (1.0f - state.beta2_power)};
+          .rate1 = op.state.data[0].learning_rate / (1.0f - float(optimizer.beta1_power)),
+          .correction2 = 1.0f / (1.0f - float(optimizer.beta2_power))};
 }
 
 // The compiler vectorises sqrt only under -fno-math-errno: 0.36 instead of 2.7 ns per weight on AVX2.
@@ -54,10 +54,14 @@ void GradientNormOp::check() const {
 }
 
 void PoisonGateOp::check() const {
-  VQ_REQUIRE(poisoned.size() == 1 && loss.size() == 1 && squared_norm.size() == 1 &&
-                 (!first_bad_row || first_bad_row.size() == 1),
-             "poison gate: poisoned {}, loss {}, squared_norm {} or first_bad_row {} is not one number",
-             poisoned.shape(), loss.shape(), squared_norm.shape(), first_bad_row.shape());
+  VQ_REQUIRE(
+      poisoned.size() == 1 && optimizer.size() == 1 && loss.size() == 1 && squared_norm.size() == 1 &&
+          state.size() == 1 && (!first_bad_row || first_bad_row.size() == 1),
+      "poison gate: poisoned {}, optimizer {}, loss {}, squared_norm {}, state {} or first_bad_row {} is "
+      "not one element",
+      poisoned.shape(), optimizer.shape(), loss.shape(), squared_norm.shape(), state.shape(),
+      first_bad_row.shape());
+  VQ_REQUIRE(halt_after >= 1, "poison gate: halt_after {} is not positive", halt_after);
 }
 
 void AdamOp::check() const {
@@ -65,9 +69,9 @@ void AdamOp::check() const {
                  same_shape(View<const float>(weights), gradients),
              "adam: weights {}, moment1 {}, moment2 {} and gradients {} differ", weights.shape(),
              moment1.shape(), moment2.shape(), gradients.shape());
-  VQ_REQUIRE(state.size() == 1 && squared_norm.size() == 1 && poisoned.size() == 1,
-             "adam: state {}, squared_norm {} or poisoned {} is not one number", state.shape(),
-             squared_norm.shape(), poisoned.shape());
+  VQ_REQUIRE(state.size() == 1 && optimizer.size() == 1 && squared_norm.size() == 1 && poisoned.size() == 1,
+             "adam: state {}, optimizer {}, squared_norm {} or poisoned {} is not one element", state.shape(),
+             optimizer.shape(), squared_norm.shape(), poisoned.shape());
   VQ_REQUIRE(beta1 >= 0.0f && beta1 < 1.0f && beta2 >= 0.0f && beta2 < 1.0f && epsilon > 0.0f && clip >= 0.0f,
              "adam: beta1 {}, beta2 {}, epsilon {} or clip {} is out of range", beta1, beta2, epsilon, clip);
 }
@@ -82,8 +86,11 @@ void run_cpu(const GradientNormOp& op) {
 }
 
 void run_cpu(const PoisonGateOp& op) {
+  OptimizerState& optimizer = op.optimizer.data[0];
   const bool bad_row = op.first_bad_row && op.first_bad_row.data[0] >= 0;
-  op.poisoned.data[0] = !std::isfinite(op.loss.data[0]) || !std::isfinite(op.squared_norm.data[0]) || bad_row;
+  const bool bad = !std::isfinite(op.loss.data[0]) || !std::isfinite(op.squared_norm.data[0]) || bad_row;
+  advance_optimizer(optimizer, bad, op.state.data[0].step, op.beta1, op.beta2, op.halt_after);
+  op.poisoned.data[0] = bad || optimizer.halted_at >= 0;
 }
 
 void run_cpu(const AdamOp& op) {

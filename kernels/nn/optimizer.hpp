@@ -16,13 +16,20 @@ struct GradientNormOp {
   void check() const;           // all three throw Error(failed) on sizes that disagree
 };
 
-// poisoned = 1 if a loss or the gradient norm is not finite or a latent row is bad, else 0. While it is set,
-// AdamOp, EmaUpdateOp and RestartOp change nothing, so the last good state survives.
+// poisoned = 1 if a loss or the gradient norm is not finite or a latent row is bad, else 0, and the
+// optimiser's state counts the step as skipped or as an update. While it is set, AdamOp, EmaUpdateOp and
+// RestartOp change nothing, so the last good state survives. The `halt_after`-th bad step in a row ends the
+// run: it is not counted, halted_at becomes its number, and from then on every step is poisoned and nothing
+// is counted.
 struct PoisonGateOp {
   View<int32_t> poisoned;             // (1)
+  View<OptimizerState> optimizer;     // (1), updated
   View<const float> loss;             // (1)
   View<const float> squared_norm;     // (1)
   View<const int32_t> first_bad_row;  // (1), -1 = none; or absent (no quantizer)
+  View<const StepState> state;        // (1)
+  double beta1, beta2;                // of Adam
+  int64_t halt_after;                 // >= 1
   void check() const;
 };
 
@@ -33,6 +40,7 @@ struct AdamOp {
   View<float> weights, moment1, moment2;  // (P)
   View<const float> gradients;            // (P)
   View<const StepState> state;            // (1)
+  View<const OptimizerState> optimizer;   // (1), this update counted
   View<const float> squared_norm;         // (1)
   View<const int32_t> poisoned;           // (1)
   float beta1, beta2, epsilon;            // 0.9, 0.999, 1e-8

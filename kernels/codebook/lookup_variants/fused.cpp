@@ -444,6 +444,7 @@ void run(const LookupOp& op, Stream) {
 extern const LookupVariant lookup_fused;
 const LookupVariant lookup_fused = {
     .name = "fused",
+    .device = Device::cpu,
     .idea = "fp32 scores and argmax in registers; a certificate per row, score64 where it fails",
     .exact = true,
     .supports = [](int64_t, int64_t, int64_t) { return true; },

@@ -36,6 +36,7 @@ void run(const LookupOp& op, Stream) {
 extern const LookupVariant lookup_oracle;
 const LookupVariant lookup_oracle = {
     .name = "oracle",
+    .device = Device::cpu,
     .idea = "score64 of every pair: the definition of the nearest code, and nothing else",
     .exact = true,
     .supports = [](int64_t, int64_t, int64_t) { return true; },

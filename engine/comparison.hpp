@@ -1,0 +1,41 @@
+// Verifies the variants of an op, then times them beside what the machine can do.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ceilings.hpp"
+#include "measure.hpp"
+#include "variant_case.hpp"
+
+namespace vqlab {
+
+struct ComparisonOptions {
+  double seconds = 5.0;  // time-out of the timing of one variant at one shape; 0: one sample
+  bool hot = false;      // caches stay warm between samples
+};
+
+// One variant at one shape.
+struct VariantResult {
+  VariantInfo variant;
+  VariantShape shape;
+  // "UNSUPPORTED"; "WRONG" and "TOO SLOW", which are not timed; "MISTRUSTED": timed, but right on data in
+  // which one code takes most of the rows.
+  std::string status = "ok";
+  int64_t wrong = 0, rows_checked = 0;
+  std::optional<Timing> timing = {};  // the rest is of timed variants
+  double gb_s = 0.0, tflop_s = 0.0;
+  double share = 0.0;  // of the ceiling that binds: product, where it is known, or copy
+  bool deterministic = true;
+};
+
+// Throws Error(usage) if the case does not fit into memory.
+void require_memory_for(const VariantOp& op, const VariantShape& shape, const Runtime& runtime);
+
+// All variants at one shape.
+std::vector<VariantResult> compare_variants(const VariantOp& op, const std::vector<VariantInfo>& variants,
+                                            const VariantShape& shape, const Ceilings& ceilings,
+                                            const ComparisonOptions& options, const Runtime& runtime);
+
+}  // namespace vqlab

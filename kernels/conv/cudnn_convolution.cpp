@@ -1,0 +1,58 @@
+#include <map>
+#include <mutex>
+
+#include "../core/cuda.hpp"
+#include "conv_plans.hpp"
+
+namespace vqlab {
+namespace {
+
+// The handle and the plans of this process, which drives one GPU. Never destroyed: at exit the driver may be
+// gone before us.
+class Planner {
+ public:
+  static Planner& instance() {
+    static Planner& planner = *new Planner;
+    return planner;
+  }
+
+  void run(const char* op, const ConvProblem& problem, const float* large, const float* filter,
+           const float* small, std::byte* workspace, Stream stream,
+           std::source_location at = std::source_location::current()) {
+    const std::lock_guard lock(mutex_);  // the handle's stream is state
+    if (handle_ == nullptr) CUDNN_CHECK(cudnn().cudnnCreate(&handle_));
+    CUDNN_CHECK(cudnn().cudnnSetStream(handle_, stream.handle));
+    auto plan = plans_.find(problem);
+    if (plan == plans_.end())
+      plan = plans_.emplace(problem, plan_convolution(problem, CudnnTarget(handle_))).first;
+    // cuDNN takes pointers to void, also to what it only reads.
+    const auto pointer = [](const float* data) { return static_cast<void*>(const_cast<float*>(data)); };
+    cudnn_execute(handle_, plan->second.plan, {kLargeUid, kFilterUid, kSmallUid},
+                  {pointer(large), pointer(filter), pointer(small)}, workspace);
+    check_launch(op, cudaSuccess, stream, at);
+  }
+
+ private:
+  std::mutex mutex_;
+  cudnnHandle_t handle_ = nullptr;
+  std::map<ConvProblem, ConvPlan> plans_;
+};
+
+}  // namespace
+
+std::string conv_problem_cuda() { return cudnn_problem(); }
+
+void convolve_cuda(const char* op, const ConvProblem& problem, float* target, const float* source,
+                   const float* filter, std::byte* workspace, Stream stream) {
+  const bool to_small = problem.operation == ConvOperation::fprop;
+  Planner::instance().run(op, problem, to_small ? source : target, filter, to_small ? target : source,
+                          workspace, stream);
+}
+
+void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, float* d_filter,
+                                   const float* large, const float* small, std::byte* workspace,
+                                   Stream stream) {
+  Planner::instance().run(op, problem, large, d_filter, small, workspace, stream);
+}
+
+}  // namespace vqlab

@@ -1,0 +1,85 @@
+// output = bytes / 255 - 0.5 with padding, flips and shifts as image_input.hpp says; extra channels are 0.
+// Mapping: blocks (x, y): the threads of row y step over the pixels of every (grid height)-th image; each
+// draws the augmentation of its image itself. A thread writes all channels of its pixel, four at a time if
+// there are a multiple of four.
+// Traffic: 4 bytes per output element and 1 per pixel and image channel. Shared memory: none.
+// Needs: an output image of less than 2^30 elements. Measured: not yet run on a GPU.
+#include "image_input.hpp"
+
+#include "../core/elementwise.cuh"
+#include "../core/grid.hpp"
+
+namespace vqlab {
+namespace {
+
+constexpr unsigned kBlock = 256;
+constexpr unsigned kPixelsPerThread = 4;  // shares the cost of a draw
+constexpr int64_t kMaxGridHeight = 65535;
+
+struct Sides {
+  int H, W, C, OH, OW, OC;  // of an image and of an output image
+};
+
+struct Placement {
+  bool flipped;
+  int shift_y, shift_x;
+};
+
+__device__ int draw_shift(uint32_t bits, int64_t shift) {
+  return int(int64_t(uint64_t(bits) * uint64_t(2 * shift + 1) >> 32) - shift);
+}
+
+__device__ Placement place_image(const StepState* state, int64_t image, bool flip, int64_t shift,
+                                 uint64_t seed) {
+  if (!flip && shift == 0) return {false, 0, 0};
+  const RandomKey key{.seed = seed, .step = uint32_t(state->epoch), .use = RandomUse::augment, .tensor = 0};
+  const auto bits = random_bits(key, uint64_t(state->first_index + image));
+  return {flip && bits.v[0] >> 31 != 0, draw_shift(bits.v[1], shift), draw_shift(bits.v[2], shift)};
+}
+
+// Source of an output coordinate: the padding repeats the last pixel of the placed image.
+__device__ int source(int out, int side, bool flipped, int shift) {
+  const int placed = min(out, side - 1);
+  return max(0, min((flipped ? side - 1 - placed : placed) + shift, side - 1));
+}
+
+template <int kWidth>
+__global__ void image_input_kernel(float* output,           // (B, OH, OW, OC)
+                                   const uint8_t* images,   // (B, H, W, C)
+                                   const StepState* state,  // (1), or null without flip and shift
+                                   int64_t B, Sides sides, bool flip, int64_t shift, uint64_t seed) {
+  const auto [H, W, C, OH, OW, OC] = sides;
+  for (int64_t image = blockIdx.y; image < B; image += gridDim.y) {
+    const Placement place = place_image(state, image, flip, shift, seed);
+    const uint8_t* bytes = images + image * H * W * C;
+    float* to = output + image * OH * OW * OC;
+    for (int pixel = int(blockIdx.x * kBlock + threadIdx.x); pixel < OH * OW;
+         pixel += int(gridDim.x * kBlock)) {
+      const int y = pixel / OW, x = pixel - y * OW;
+      const uint8_t* from =
+          bytes +
+          (int64_t(source(y, H, false, place.shift_y)) * W + source(x, W, place.flipped, place.shift_x)) * C;
+      for (int c = 0; c < OC; c += kWidth) {
+        Floats<kWidth> values;
+        for (int w = 0; w < kWidth; ++w) values.at[w] = c + w < C ? float(from[c + w]) / 255.0f - 0.5f : 0.0f;
+        store_floats<kWidth>(to + int64_t(pixel) * OC + c, values);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void run_cuda(const ImageInputOp& op, Stream stream) {
+  const int64_t B = op.output[0], pixels = op.output[1] * op.output[2];
+  if (op.output.size() == 0) return;
+  size_in_32_bits("image input", pixels * op.output[3]);
+  const Sides sides{int(op.images[1]), int(op.images[2]), int(op.images[3]),
+                    int(op.output[1]), int(op.output[2]), int(op.output[3])};
+  const bool wide = sides.OC % 4 == 0 && aligned_to_16_bytes(op.output.data);
+  const dim3 grid(elementwise_grid(pixels, kBlock * kPixelsPerThread), unsigned(std::min(kMaxGridHeight, B)));
+  launch("image_input", wide ? image_input_kernel<4> : image_input_kernel<1>, {grid, kBlock}, stream,
+         op.output.data, op.images.data, op.state.data, B, sides, op.flip, op.shift, op.seed);
+}
+
+}  // namespace vqlab

@@ -1,0 +1,139 @@
+// The state of the emulated device: memory, streams, clocks. Shared by the files that implement it.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "streams.hpp"
+
+namespace simt {
+
+// How much of each slot's work is known to be done; slot 0 is the host. Missing entries are 0.
+class Clock {
+ public:
+  uint32_t operator[](size_t slot) const { return slot < known_.size() ? known_[slot] : 0; }
+  void join(const Clock& other) {
+    if (known_.size() < other.known_.size()) known_.resize(other.known_.size());
+    for (size_t i = 0; i < other.known_.size(); ++i) known_[i] = std::max(known_[i], other.known_[i]);
+  }
+  uint32_t tick(size_t slot) {
+    if (known_.size() <= slot) known_.resize(slot + 1);
+    return ++known_[slot];
+  }
+
+ private:
+  std::vector<uint32_t> known_;
+};
+
+struct Operation {
+  size_t slot;
+  uint32_t sequence;  // by slot; it is done for those whose clock has reached it
+  std::string name;
+  Place at;
+  std::shared_ptr<std::string> stream;
+};
+
+struct Touch {
+  std::shared_ptr<const Operation> operation;
+  bool write;
+};
+
+// Bytes that the order of accesses is checked for as one, and the accesses that a new one can conflict with.
+struct Part {
+  size_t bytes = 0;
+  std::string name;
+  std::vector<Touch> touches;
+};
+
+// [page of no access][band][data, exact size][band to the end of the page][page of no access]
+struct Allocation {
+  unsigned char *data = nullptr, *begin = nullptr, *end = nullptr;  // [begin, end) is what can be open
+  size_t bytes = 0;
+  void* mapping = nullptr;
+  size_t mapping_bytes = 0;
+  bool pinned = false, open = true, used = false;
+  std::map<unsigned char*, Part> parts;  // the named ones
+  Part rest;                             // all else
+  // Of pinned memory: the accesses of the device that the host has not waited for.
+  struct Hold {
+    unsigned char *begin, *end;
+    Touch touch;
+  };
+  std::vector<Hold> holds;
+};
+
+struct EventState {
+  Clock clock;
+  uint64_t recorded = 0, done = 0;
+  CUstream_st* stream = nullptr;
+  bool timed = false;
+  std::chrono::steady_clock::time_point time;
+};
+
+struct QueueItem {
+  std::shared_ptr<const Operation> operation;  // or one of the two
+  std::shared_ptr<EventState> record, wait;
+  uint64_t ticket = 0;
+  std::vector<Access> accesses;
+  std::function<void()> function;
+};
+
+}  // namespace simt
+
+struct CUstream_st {
+  size_t slot = 0;
+  std::shared_ptr<std::string> name;
+  simt::Clock clock;
+  std::deque<simt::QueueItem> queue;
+};
+
+struct CUevent_st {
+  std::shared_ptr<simt::EventState> state;
+};
+
+namespace simt {
+
+struct Device {
+  std::recursive_mutex mutex;
+  std::map<unsigned char*, Allocation> allocations;  // by data
+  size_t allocated_bytes = 0;
+  std::vector<CUstream_st*> streams;
+  size_t slots = 1;
+  Clock host;
+  Random random;
+  const Operation* running = nullptr;
+  std::string pending;  // an error found where nothing may be thrown
+  bool failed = false;  // an error was thrown: nothing runs any more until reset()
+};
+Device& device();
+
+// ---- memory.cpp ----
+Allocation* find_allocation(const void* address);  // also for the address just after its end
+std::vector<Part*> parts_of(Allocation& allocation, const Access& access);
+std::string name_at(Allocation& allocation, const void* address);
+Allocation* allocate_memory(size_t bytes, bool pinned);  // null: no memory
+void free_memory(void* data);
+void open_memory(const std::vector<Access>& accesses);
+// Closes to host code what operations opened, and pinned memory as far as its holds say.
+void close_memory();
+void hold_pinned(const Access& access, const Touch& touch);
+void release_holds();  // those that the host has waited for
+void check_bands();
+void install_fault_handler();
+std::string describe(const Operation& operation);
+std::string unordered(const std::string& part, const std::string& now, bool write, const Touch& then);
+
+// ---- streams.cpp ----
+CUstream_st& checked(CUstream_st* stream);
+void push(CUstream_st& stream, QueueItem item);
+void advance(CUstream_st& stream);  // runs the least that lets the stream go on
+void run_some();                    // after each call: as the order says
+void wait_for_stream(CUstream_st& stream);
+void wait_for_event(EventState& event);
+void drain();  // runs all that is queued, without anybody having waited for it
+void raise_pending();
+
+}  // namespace simt

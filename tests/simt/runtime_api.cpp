@@ -1,0 +1,364 @@
+// The functions of the CUDA runtime that the project calls, for the emulated device. The declarations are the
+// toolkit's own, so that signatures cannot drift.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+
+#include "device.hpp"
+
+namespace {
+
+using simt::device;
+using simt::Error;
+using simt::reads;
+using simt::writes;
+
+// Runs one call. What it finds is thrown, except while another exception is on its way or where the caller
+// may be a destructor: then the call fails, and the next one throws.
+cudaError_t call(const std::function<cudaError_t()>& body, bool may_throw = true) {
+  simt::Device& d = device();
+  const std::lock_guard lock(d.mutex);
+  may_throw = may_throw && std::uncaught_exceptions() == 0;
+  simt::install_fault_handler();
+  try {
+    if (may_throw) simt::raise_pending();
+    if (may_throw && d.failed) return cudaErrorLaunchFailure;
+    const cudaError_t status = body();
+    simt::close_memory();
+    return status;
+  } catch (const Error& error) {
+    d.failed = true;
+    simt::close_memory();
+    if (may_throw) throw;
+    if (d.pending.empty()) d.pending = error.what();
+    return cudaErrorLaunchFailure;
+  }
+}
+
+void finish_queues() {  // as the functions that free things do
+  if (!device().failed)
+    simt::drain();
+  else
+    for (CUstream_st* stream : device().streams) stream->queue.clear();
+  simt::check_bands();
+}
+
+std::string part_name(const void* address) {
+  simt::Allocation* a = simt::find_allocation(address);
+  return a == nullptr ? "pageable memory" : "'" + simt::name_at(*a, address) + "'";
+}
+
+cudaError_t allocate(void** memory, size_t bytes, bool pinned) {
+  return call([&] {
+    *memory = nullptr;
+    simt::Allocation* a = bytes == 0 ? nullptr : simt::allocate_memory(bytes, pinned);
+    if (a != nullptr) *memory = a->data;
+    return a == nullptr && bytes != 0 ? cudaErrorMemoryAllocation : cudaSuccess;
+  });
+}
+
+cudaError_t free_block(void* memory) {
+  return call(
+      [&] {
+        if (memory == nullptr) return cudaSuccess;
+        finish_queues();
+        simt::free_memory(memory);
+        return cudaSuccess;
+      },
+      false);
+}
+
+bool is_device_memory(const void* address) {
+  const simt::Allocation* a = simt::find_allocation(address);
+  return a != nullptr && !a->pinned;
+}
+
+}  // namespace
+
+extern "C" {
+
+// ---- the device ----
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* index) {
+  *index = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int index) { return index == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
+  if (index != 0) return cudaErrorInvalidDevice;
+  cudaDeviceProp p{};
+  std::strcpy(p.name, "emulated device");
+  p.totalGlobalMem = simt::options().device_bytes;
+  p.sharedMemPerBlock = simt::kMaxStaticSharedBytes;
+  p.sharedMemPerBlockOptin = simt::kMaxSharedBytes;
+  p.sharedMemPerMultiprocessor = simt::kMaxSharedBytes + 1024;
+  p.regsPerBlock = p.regsPerMultiprocessor = 65536;
+  p.warpSize = 32;
+  p.maxThreadsPerBlock = 1024;
+  p.maxThreadsPerMultiProcessor = 2048;
+  p.maxThreadsDim[0] = p.maxThreadsDim[1] = 1024;
+  p.maxThreadsDim[2] = 64;
+  p.maxGridSize[0] = 0x7fffffff;
+  p.maxGridSize[1] = p.maxGridSize[2] = 65535;
+  p.major = 9;
+  p.multiProcessorCount = 4;  // few, so that grids sized by it loop
+  p.unifiedAddressing = p.concurrentKernels = 1;
+  *properties = p;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
+  cudaDeviceProp p;
+  if (cudaGetDeviceProperties(&p, index) != cudaSuccess) return cudaErrorInvalidDevice;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = p.multiProcessorCount;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = int(p.sharedMemPerBlockOptin);
+      break;
+    case cudaDevAttrMaxThreadsPerBlock:
+      *value = p.maxThreadsPerBlock;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = p.major;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = p.minor;
+      break;
+    case cudaDevAttrWarpSize:
+      *value = p.warpSize;
+      break;
+    default:
+      return cudaErrorInvalidValue;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
+  *total_bytes = simt::options().device_bytes;
+  *free_bytes = *total_bytes - std::min(*total_bytes, device().allocated_bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize() {
+  return call([] {
+    for (CUstream_st* stream : device().streams) simt::wait_for_stream(*stream);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+
+const char* cudaGetErrorName(cudaError_t status) {
+  switch (status) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle:
+      return "cudaErrorInvalidResourceHandle";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+    default:
+      return "cudaError";
+  }
+}
+const char* cudaGetErrorString(cudaError_t status) {
+  return status == cudaErrorMemoryAllocation ? "out of memory" : "failed on the emulated device";
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value < 0 || size_t(value) > simt::kMaxSharedBytes) return cudaErrorInvalidValue;
+  simt::allow_shared_bytes(kernel, size_t(value));
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->maxThreadsPerBlock = 1024;
+  attributes->maxDynamicSharedSizeBytes = int(simt::kMaxSharedBytes);
+  return cudaSuccess;
+}
+
+// ---- memory ----
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) { return allocate(memory, bytes, false); }
+cudaError_t cudaMallocHost(void** memory, size_t bytes) { return allocate(memory, bytes, true); }
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) { return allocate(memory, bytes, true); }
+cudaError_t cudaFree(void* memory) { return free_block(memory); }
+cudaError_t cudaFreeHost(void* memory) { return free_block(memory); }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  return call([&] {
+    if (bytes == 0) return cudaSuccess;
+    const bool from_device = is_device_memory(from), to_device = is_device_memory(to);
+    if ((kind == cudaMemcpyHostToDevice && (from_device || !to_device)) ||
+        (kind == cudaMemcpyDeviceToHost && (!from_device || to_device)) ||
+        (kind == cudaMemcpyDeviceToDevice && (!from_device || !to_device)))
+      return cudaErrorInvalidValue;
+    const std::string name = "the copy of " + part_name(from) + " to " + part_name(to);
+    std::vector<simt::Access> accesses;
+    if (simt::find_allocation(from) != nullptr) accesses.push_back(reads(from, int64_t(bytes)));
+    if (simt::find_allocation(to) != nullptr) accesses.push_back(writes(to, int64_t(bytes)));
+    std::function<void()> copy = [=] { std::memcpy(to, from, bytes); };
+    if (simt::find_allocation(from) == nullptr) {  // pageable: read before the call returns
+      const auto* first = static_cast<const char*>(from);
+      copy = [to, staged = std::vector<char>(first, first + bytes)] {
+        std::memcpy(to, staged.data(), staged.size());
+      };
+    }
+    simt::enqueue(stream, name, std::move(accesses), std::move(copy), simt::Place());
+    if (simt::find_allocation(to) == nullptr) simt::wait_for_stream(*stream);  // pageable: done on return
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+  return call([&] {
+    if (bytes == 0) return cudaSuccess;
+    simt::enqueue(
+        stream, "the memset of " + part_name(memory), {writes(memory, int64_t(bytes))},
+        [=] { std::memset(memory, value, bytes); }, simt::Place());
+    return cudaSuccess;
+  });
+}
+
+// ---- streams ----
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  return call([&] {
+    if (flags != cudaStreamNonBlocking) throw Error("simt: a stream that waits for the default stream");
+    simt::Device& d = device();
+    auto* made = new CUstream_st;
+    made->slot = d.slots++;
+    made->name = std::make_shared<std::string>(std::to_string(made->slot));
+    d.streams.push_back(made);
+    *stream = made;
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  return call(
+      [&] {
+        simt::checked(stream);
+        finish_queues();
+        simt::Device& d = device();
+        std::erase(d.streams, stream);
+        delete stream;
+        if (d.streams.empty()) {  // nothing can be unordered with what comes: clocks need not grow for ever
+          d.slots = 1;
+          d.host = {};
+          for (auto& [data, a] : d.allocations) {
+            a.rest.touches.clear();
+            for (auto& [begin, part] : a.parts) part.touches.clear();
+            a.holds.clear();
+          }
+        }
+        return cudaSuccess;
+      },
+      false);
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return call([&] {
+    simt::wait_for_stream(simt::checked(stream));
+    return cudaSuccess;
+  });
+}
+
+// ---- events ----
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  *event = new CUevent_st{std::make_shared<simt::EventState>()};
+  (*event)->state->timed = (flags & cudaEventDisableTiming) == 0;
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
+  return call([&] {
+    CUstream_st& stream = simt::checked(handle);
+    simt::EventState& state = *event->state;
+    stream.clock.join(device().host);
+    state.clock = stream.clock;
+    state.stream = &stream;
+    simt::QueueItem item;
+    item.record = event->state;
+    item.ticket = ++state.recorded;
+    simt::push(stream, std::move(item));
+    simt::run_some();
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {
+  return call([&] {
+    CUstream_st& stream = simt::checked(handle);
+    stream.clock.join(event->state->clock);
+    simt::QueueItem item;
+    item.wait = event->state;
+    item.ticket = event->state->recorded;
+    simt::push(stream, std::move(item));
+    simt::run_some();
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return call([&] {
+    simt::wait_for_event(*event->state);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return call([&] {
+    simt::EventState& state = *event->state;
+    if (state.done < state.recorded) {  // a little happens between two questions
+      simt::advance(*state.stream);
+      return cudaErrorNotReady;
+    }
+    simt::wait_for_event(state);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  const simt::EventState &a = *start->state, &b = *end->state;
+  if (!a.timed || !b.timed || a.recorded == 0 || b.recorded == 0) return cudaErrorInvalidResourceHandle;
+  if (a.done < a.recorded || b.done < b.recorded) return cudaErrorNotReady;
+  *milliseconds = std::chrono::duration<float, std::milli>(b.time - a.time).count();
+  return cudaSuccess;
+}
+
+}  // extern "C"

@@ -1,0 +1,222 @@
+#include "streams.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "device.hpp"
+#include "grid.hpp"
+#include "kernels/core/annotate.hpp"
+
+namespace simt {
+
+Device& device() {
+  static Device instance;
+  return instance;
+}
+
+void raise_pending() {
+  Device& d = device();
+  if (d.pending.empty()) return;
+  std::string text;
+  text.swap(d.pending);
+  throw Error(text);
+}
+
+CUstream_st& checked(CUstream_st* stream) {
+  if (stream == nullptr) throw Error("simt: the default stream is used");
+  const auto& known = device().streams;
+  if (std::find(known.begin(), known.end(), stream) == known.end())
+    throw Error("simt: a stream is used that does not exist any more");
+  return *stream;
+}
+
+std::string describe(const Operation& operation) {
+  std::string text = operation.name;
+  if (operation.stream != nullptr) text += " on stream '" + *operation.stream + "'";
+  if (operation.at.line() != 0) text += " at " + file_and_line(operation.at);
+  return text;
+}
+
+std::string unordered(const std::string& part, const std::string& now, bool write, const Touch& then) {
+  return std::string("simt: unordered ") + (write ? "write" : "read") + " of '" + part + "' by " + now +
+         ", against the " + (then.write ? "write" : "read") + " by " + describe(*then.operation) +
+         ": no event or wait orders them";
+}
+
+// ---- clocks ----
+
+namespace {
+
+void check_order(Part& part, const Touch& now, const Clock& known) {
+  for (const Touch& then : part.touches)
+    if ((now.write || then.write) && then.operation->sequence > known[then.operation->slot])
+      throw Error(unordered(part.name, describe(*now.operation), now.write, then));
+  if (now.write)
+    part.touches.clear();
+  else
+    std::erase_if(part.touches, [&](const Touch& then) {
+      return !then.write && then.operation->slot == now.operation->slot;
+    });
+  part.touches.push_back(now);
+}
+
+void check_accesses(const QueueItem& item, const Clock& known) {
+  for (const Access& access : item.accesses) {
+    Allocation* allocation = find_allocation(access.address);
+    if (allocation == nullptr)
+      throw Error("simt: " + describe(*item.operation) + " gets a pointer that is not the device's");
+    const auto* first = static_cast<const unsigned char*>(access.address);
+    if (first + access.bytes > allocation->data + allocation->bytes)
+      throw Error("simt: " + describe(*item.operation) + ": " + std::to_string(access.bytes) +
+                  " bytes reach beyond the end of '" + allocation->rest.name + "'");
+    const Touch touch{item.operation, access.write};
+    if (options().check_order)
+      for (Part* part : parts_of(*allocation, access)) check_order(*part, touch, known);
+    if (allocation->pinned) hold_pinned(access, touch);
+  }
+}
+
+}  // namespace
+
+void refuse_addresses(const void* argument, size_t bytes) {
+  for (size_t i = 0; i + sizeof(void*) <= bytes; i += sizeof(void*)) {
+    void* word;
+    std::memcpy(&word, static_cast<const char*>(argument) + i, sizeof word);
+    if (find_allocation(word) != nullptr)
+      throw Error("simt: a kernel's argument is a struct with a pointer but without visit_pointers()");
+  }
+}
+
+// ---- queues ----
+
+namespace {
+
+bool can_run(const CUstream_st& stream) {
+  if (stream.queue.empty()) return false;
+  const QueueItem& head = stream.queue.front();
+  return head.wait == nullptr || head.wait->done >= head.ticket;
+}
+
+void run_head(CUstream_st& stream) {
+  QueueItem item = std::move(stream.queue.front());
+  stream.queue.pop_front();
+  if (item.record != nullptr) {
+    item.record->done = std::max(item.record->done, item.ticket);
+    item.record->time = std::chrono::steady_clock::now();
+  }
+  if (!item.function) return;
+  Device& d = device();
+  open_memory(item.accesses);
+  d.running = item.operation.get();
+  struct Stop {
+    ~Stop() { device().running = nullptr; }
+  } stop;
+  item.function();
+  ++stats().operations;
+  raise_pending();
+}
+
+}  // namespace
+
+void push(CUstream_st& stream, QueueItem item) { stream.queue.push_back(std::move(item)); }
+
+void advance(CUstream_st& stream) {
+  CUstream_st* next = &stream;
+  while (!can_run(*next))
+    next = next->queue.front().wait->stream;  // an event is recorded before it is waited for
+  run_head(*next);
+}
+
+void run_some() {
+  Device& d = device();
+  const Order order = options().order;
+  while (order != Order::lazy) {
+    std::vector<CUstream_st*> able;
+    for (CUstream_st* stream : d.streams)
+      if (can_run(*stream)) able.push_back(stream);
+    if (able.empty() || (order == Order::random && d.random.below(2) == 0)) return;
+    run_head(*able[d.random.below(able.size())]);
+  }
+}
+
+void wait_for_stream(CUstream_st& stream) {
+  while (!stream.queue.empty()) {
+    run_some();
+    if (!stream.queue.empty()) advance(stream);
+  }
+  device().host.join(stream.clock);
+  release_holds();
+  check_bands();
+}
+
+void wait_for_event(EventState& event) {
+  while (event.done < event.recorded) {
+    run_some();
+    if (event.done < event.recorded) advance(*event.stream);
+  }
+  device().host.join(event.clock);
+  release_holds();
+  check_bands();
+}
+
+void drain() {
+  for (CUstream_st* stream : device().streams)
+    while (!stream->queue.empty()) advance(*stream);
+}
+
+void enqueue(CUstream_st* handle, std::string name, std::vector<Access> accesses,
+             std::function<void()> function, Place at) {
+  Device& d = device();
+  const std::lock_guard lock(d.mutex);
+  install_fault_handler();
+  raise_pending();
+  if (d.failed) throw Error("simt: " + name + ": an earlier operation has failed");
+  try {
+    CUstream_st& stream = checked(handle);
+    stream.clock.join(d.host);
+    d.host.tick(0);
+    QueueItem item;
+    item.operation = std::make_shared<const Operation>(
+        Operation{stream.slot, stream.clock.tick(stream.slot), std::move(name), at, stream.name});
+    item.accesses = std::move(accesses);
+    item.function = std::move(function);
+    check_accesses(item, stream.clock);
+    push(stream, std::move(item));
+    run_some();
+  } catch (const Error&) {
+    d.failed = true;
+    close_memory();
+    throw;
+  }
+  close_memory();
+}
+
+void reset(const Options& wanted) {
+  Device& d = device();
+  const std::lock_guard lock(d.mutex);
+  set_options(wanted);
+  if (!d.pending.empty()) std::fprintf(stderr, "forgotten: %s\n", d.pending.c_str());
+  d.pending.clear();
+  d.failed = false;
+  d.random = Random(wanted.seed);
+  for (CUstream_st* stream : d.streams) {
+    for (const QueueItem& item : stream->queue)  // so that nobody waits for it
+      if (item.record != nullptr) item.record->done = std::max(item.record->done, item.ticket);
+    stream->queue.clear();
+  }
+  for (auto& [data, allocation] : d.allocations) {
+    allocation.holds.clear();
+    allocation.rest.touches.clear();
+    for (auto& [begin, part] : allocation.parts) part.touches.clear();
+  }
+  close_memory();
+}
+
+}  // namespace simt
+
+namespace vqlab {
+
+void name_stream(Stream stream, const char* name) { *simt::checked(stream.handle).name = name; }
+
+}  // namespace vqlab

@@ -1,0 +1,69 @@
+// The engine's whole CUDA path on the emulated device, bit for bit against the CPU backend: streams, events,
+// copies and every kernel; the convolutions are the CPU's there.
+#include "device_testing.hpp"
+#include "lab.hpp"
+
+namespace vqlab::testing {
+namespace {
+
+// All that a few steps leave behind.
+struct Trace {
+  std::vector<int32_t> codes;
+  std::vector<float> codebook, weights, losses;
+  bool operator==(const Trace&) const = default;
+};
+
+Trace trace(const Runtime& runtime, const Config& config, const ImageSet& set, int steps) {
+  Trainer trainer(config, runtime, {&set, 0, set.count});
+  for (int i = 0; i < steps; ++i) trainer.step();
+  Trace result;
+  for (const StepMetrics& m : trainer.take_metrics())
+    for (const float value : {m.reconstruction, m.error, m.distance, m.squared_norm})
+      result.losses.push_back(value);
+  Model& model = trainer.model();
+  result.codes = to_host(View<const int32_t>(model.quantizer().codes()), runtime);
+  result.codebook = to_host(model.quantizer().codebook(), runtime);
+  result.weights = to_host(View<const float>(model.parameters().weights()), runtime);
+  return result;
+}
+
+}  // namespace
+
+// tiny_config: hidden 8, K = 16, D = 4, batches of 8.
+TEST_CASE("emulated trainer: five steps have the bits of the CPU", "[emulated]") {
+  for (const char* initialisation : {"uniform", "kmeans"})
+    for (const char* kind : {"vq_ema", "vq_loss"})
+      for (const int64_t channels : {1, 3}) {
+        INFO(kind << ", " << initialisation << ", " << channels << " channels");
+        // An epoch of 3 steps, so that k-means, which waits for an epoch, happens in the third.
+        const ImageSet set = synthetic_images(24, 8, 8, channels, 1);
+        const Config config = parse_config(
+            tiny_config("d"), "tiny",
+            {std::string("quantizer.kind=") + kind, "data.flip=true", "data.shift=1",
+             std::string("quantizer.initialisation=") + initialisation, "quantizer.restart_every=2"});
+        const Runtime cpu("cpu", 2);
+        const Trace expected = trace(cpu, config, set, 5);
+        REQUIRE(expected.losses.size() == 20);
+        for_few_schedules([&] {
+          const Trace actual = trace(device_runtime(), config, set, 5);
+          CHECK(actual.losses == expected.losses);
+          CHECK(actual.codes == expected.codes);
+          CHECK(actual.codebook == expected.codebook);
+          CHECK(actual.weights == expected.weights);
+        });
+      }
+}
+
+TEST_CASE("emulated trainer: each device resumes the other's checkpoint to the same bits", "[emulated]") {
+  Lab lab;
+  const std::string expected = lab.train("cpu", {}, 12).weights_sha256;
+  lab.train("a", {}, 5);
+  CHECK(lab.train("a", {"device=cuda"}, 12, RunAccess::resume).weights_sha256 == expected);
+  lab.train("b", {"device=cuda"}, 5);
+  CHECK(lab.train("b", {"device=cpu"}, 12, RunAccess::resume).weights_sha256 == expected);
+  lab.train("c", {"device=cuda"}, 12);
+  CHECK(lab.weights("c") == expected);
+  CHECK(lab.metrics("c") == lab.metrics("cpu"));
+}
+
+}  // namespace vqlab::testing
