@@ -53,8 +53,10 @@ class DoctorCommand : public Command {
     json["cuda_problem"] = runtime.device() == Device::cuda ? "" : cuda_problem();
     json["cuda_devices"] = Json::array();
     for (const std::string& device : cuda_devices()) json["cuda_devices"].push_back(device);
-    if (runtime.device() == Device::cpu)  // else they are there
-      for (const Json& library : find_cuda_libraries().items()) json["libraries"].push_back(library);
+    if (runtime.device() == Device::cpu) {  // else they are there
+      const Json found = find_cuda_libraries();
+      for (const Json& library : found.items()) json["libraries"].push_back(library);
+    }
     json["variants"] = Json::array();
     bool failed = test_variants(Device::cpu, runtime, json["variants"]);
     failed = test_variants(Device::cuda, runtime, json["variants"]) || failed;

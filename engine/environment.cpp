@@ -58,7 +58,8 @@ Json environment(const Runtime& runtime) {
   json["libraries"].push_back(library);
   if (runtime.device() == Device::cuda) {
     json["gpu"] = cuda_devices().empty() ? runtime.device_name() : cuda_devices().front();
-    for (const Json& opened : opened_cuda_libraries().items()) json["libraries"].push_back(opened);
+    const Json opened = opened_cuda_libraries();
+    for (const Json& entry : opened.items()) json["libraries"].push_back(entry);
   }
   return json;
 }

@@ -31,7 +31,6 @@ struct ClusterSumsOp {
 
 // Enough for every variant of the device at this shape.
 int64_t cluster_sums_scratch_bytes(Device device, int64_t N, int64_t K, int64_t D);
-int64_t cluster_sums_scratch_bytes_cuda(int64_t N, int64_t K, int64_t D);
 
 // One implementation: an entry of cluster_sums_variants.def and a file cluster_sums_variants/<name>.cpp (CPU)
 // or .cu (CUDA).

@@ -137,14 +137,24 @@ TEST_CASE("device: lookups of many rows take larger tiles", "[kernels]") {
 }
 
 TEST_CASE("device: a lookup in pieces of the product", "[kernels]") {
-  require_exact(gaussian(129, 65537, 1, 23));  // 33 MB of scores
+  Problem p = gaussian(131, 65537, 1, 23);  // 34 MB of scores
+  p.latents[130] = kNan;                    // in the second piece
+  CHECK(expected_codes(p).first_bad_row[0] == 130);
+  require_exact(p);
 }
 
-TEST_CASE("device: a lookup whose rows are all in doubt", "[kernels]") {
-  Problem p = gaussian(9001, 5, 2, 24);  // more rows than one wave of the recheck takes
-  for (size_t i = 4; i < 10; ++i) p.codebook[i] = p.codebook[i % 2];
-  for (size_t n = 0; n < size_t(p.N); ++n) p.latents[2 * n] = p.codebook[n % 2 * 2];
-  require_exact(p, 0);
+TEST_CASE("device: a common offset that swamps fp32 scores", "[kernels]") {
+  const auto far_away = [](int64_t N, int64_t K, int64_t D) {
+    Problem p = gaussian(N, K, D, 5);
+    for (float& x : p.latents) x += 3000.0f;
+    for (float& c : p.codebook) c += 3000.0f;
+    return p;
+  };
+  const Problem many = far_away(9001, 6, 3);  // more rows in doubt than one wave of the recheck takes
+  const Found expected = expected_codes(many);
+  for_each_schedule([&] { require_found(many, expected, 1); });
+  require_exact(far_away(40, 6, 300));  // more dimensions than it holds at a time
+  require_exact(far_away(100, 200, 8));
 }
 
 TEST_CASE("device: lookup ties take the lowest code", "[kernels]") {
@@ -156,10 +166,6 @@ TEST_CASE("device: lookup ties take the lowest code", "[kernels]") {
 TEST_CASE("device: codes that differ in the last bit are told apart", "[kernels]") {
   for (int64_t distance : {1, 2, 8, 40})
     require_exact(nearly_tied(100, 96, 16, distance, uint64_t(distance)));
-  Problem p = gaussian(100, 200, 8, 5);  // a common offset that swamps fp32 scores
-  for (float& x : p.latents) x += 3000.0f;
-  for (float& c : p.codebook) c += 3000.0f;
-  require_exact(p);
 }
 
 TEST_CASE("device: lookups of huge and tiny magnitudes", "[kernels]") {

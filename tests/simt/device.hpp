@@ -65,18 +65,17 @@ struct Allocation {
   std::vector<Hold> holds;
 };
 
-struct EventState {
-  Clock clock;
-  uint64_t recorded = 0, done = 0;
+// One recording of an event: those who wait for it are not concerned by the next.
+struct Recording {
   CUstream_st* stream = nullptr;
-  bool timed = false;
+  Clock clock;
+  bool done = false;
   std::chrono::steady_clock::time_point time;
 };
 
 struct QueueItem {
   std::shared_ptr<const Operation> operation;  // or one of the two
-  std::shared_ptr<EventState> record, wait;
-  uint64_t ticket = 0;
+  std::shared_ptr<Recording> record, wait;
   std::vector<Access> accesses;
   std::function<void()> function;
 };
@@ -91,7 +90,8 @@ struct CUstream_st {
 };
 
 struct CUevent_st {
-  std::shared_ptr<simt::EventState> state;
+  bool timed = true;
+  std::shared_ptr<simt::Recording> last;  // null: never recorded
 };
 
 namespace simt {
@@ -132,7 +132,7 @@ void push(CUstream_st& stream, QueueItem item);
 void advance(CUstream_st& stream);  // runs the least that lets the stream go on
 void run_some();                    // after each call: as the order says
 void wait_for_stream(CUstream_st& stream);
-void wait_for_event(EventState& event);
+void wait_for_recording(Recording& recording);
 void drain();  // runs all that is queued, without anybody having waited for it
 void raise_pending();
 

@@ -100,6 +100,8 @@ void redraw_priorities(Block& block);
 void check_shared_memory(Block& block);
 // Ends the grid with an error, from a thread or from the host's loop.
 void record_error(const std::string& kind, const std::string& text);
+// Like fail(), but nothing on the stack is destroyed: it may be anything. Does not return.
+void fail_after_fault(const std::string& text);
 std::string describe(const Thread& thread);
 void set_options(const Options& options);
 

@@ -201,6 +201,9 @@ std::string fault_text;
 // throw.
 bool note_closed_access(unsigned char* address, bool write) {
   Device& d = device();
+  // While an operation runs, whoever runs it holds the mutex and may wait for this thread.
+  std::unique_lock lock(d.mutex, std::defer_lock);
+  if (d.running == nullptr) lock.lock();
   Allocation* a = find_allocation(address);
   if (a == nullptr || a->open) return false;
   std::string text;
@@ -232,7 +235,7 @@ std::string describe_fault(const unsigned char* address) {
   return "an address that is nobody's";
 }
 
-void fail_after_fault() { fail("illegal address", fault_text, current_grid->launch->at); }
+void continue_after_fault() { fail_after_fault(fault_text); }
 
 void on_fault(int, siginfo_t* info, void* raw) {
   auto* address = static_cast<unsigned char*>(info->si_addr);
@@ -245,11 +248,11 @@ void on_fault(int, siginfo_t* info, void* raw) {
 #endif
   if (note_closed_access(address, write)) return;
 #if defined(__x86_64__)
-  if (current_thread != nullptr) {  // goes on in fail_after_fault(), as if the kernel had called it
+  if (current_thread != nullptr) {  // goes on in continue_after_fault(), as if the kernel had called it
     fault_text = describe_fault(address);
     const Fiber& fiber = current_thread->fiber;
     registers[REG_RSP] = reinterpret_cast<greg_t>(fiber.stack_low + fiber.stack_bytes - 4096 - 8);
-    registers[REG_RIP] = reinterpret_cast<greg_t>(fail_after_fault);
+    registers[REG_RIP] = reinterpret_cast<greg_t>(continue_after_fault);
     return;
   }
 #endif

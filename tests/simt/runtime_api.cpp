@@ -294,8 +294,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 // ---- events ----
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
-  *event = new CUevent_st{std::make_shared<simt::EventState>()};
-  (*event)->state->timed = (flags & cudaEventDisableTiming) == 0;
+  *event = new CUevent_st{(flags & cudaEventDisableTiming) == 0, nullptr};
   return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
@@ -308,13 +307,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
   return call([&] {
     CUstream_st& stream = simt::checked(handle);
-    simt::EventState& state = *event->state;
     stream.clock.join(device().host);
-    state.clock = stream.clock;
-    state.stream = &stream;
+    event->last = std::make_shared<simt::Recording>();
+    event->last->stream = &stream;
+    event->last->clock = stream.clock;
     simt::QueueItem item;
-    item.record = event->state;
-    item.ticket = ++state.recorded;
+    item.record = event->last;
     simt::push(stream, std::move(item));
     simt::run_some();
     return cudaSuccess;
@@ -324,10 +322,10 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {
   return call([&] {
     CUstream_st& stream = simt::checked(handle);
-    stream.clock.join(event->state->clock);
+    if (event->last == nullptr) return cudaSuccess;
+    stream.clock.join(event->last->clock);
     simt::QueueItem item;
-    item.wait = event->state;
-    item.ticket = event->state->recorded;
+    item.wait = event->last;
     simt::push(stream, std::move(item));
     simt::run_some();
     return cudaSuccess;
@@ -336,28 +334,28 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return call([&] {
-    simt::wait_for_event(*event->state);
+    if (event->last != nullptr) simt::wait_for_recording(*event->last);
     return cudaSuccess;
   });
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   return call([&] {
-    simt::EventState& state = *event->state;
-    if (state.done < state.recorded) {  // a little happens between two questions
-      simt::advance(*state.stream);
+    if (event->last == nullptr) return cudaSuccess;
+    if (!event->last->done) {  // a little happens between two questions
+      simt::advance(*event->last->stream);
       return cudaErrorNotReady;
     }
-    simt::wait_for_event(state);
+    simt::wait_for_recording(*event->last);
     return cudaSuccess;
   });
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  const simt::EventState &a = *start->state, &b = *end->state;
-  if (!a.timed || !b.timed || a.recorded == 0 || b.recorded == 0) return cudaErrorInvalidResourceHandle;
-  if (a.done < a.recorded || b.done < b.recorded) return cudaErrorNotReady;
-  *milliseconds = std::chrono::duration<float, std::milli>(b.time - a.time).count();
+  for (const cudaEvent_t event : {start, end})
+    if (!event->timed || event->last == nullptr) return cudaErrorInvalidResourceHandle;
+  if (!start->last->done || !end->last->done) return cudaErrorNotReady;
+  *milliseconds = std::chrono::duration<float, std::milli>(end->last->time - start->last->time).count();
   return cudaSuccess;
 }
 

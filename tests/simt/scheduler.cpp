@@ -158,21 +158,24 @@ void suspend(Thread& thread) {
     return_to_host(thread, false);
 }
 
+struct Abandon {};  // thrown by fail(), so that what lies on the thread's stack is destroyed
+
 void thread_main() {
   fiber_started();
   Thread& self = *current_thread;
-  std::string thrown;
   try {
     (*current_grid->body)();
+    self.done = true;
+    end_of_thread(self);
+  } catch (const Abandon&) {
   } catch (const std::exception& e) {
-    thrown = e.what();
+    record_error("exception in a kernel", std::string(e.what()) + "\n  " + describe(self));
   } catch (...) {
-    thrown = "of unknown type";
+    record_error("exception in a kernel", describe(self));
   }
-  if (!thrown.empty()) fail("exception in a kernel", thrown, current_grid->launch->at);
-  self.done = true;
-  end_of_thread(self);
-  Thread* next = self.block->live == 0 ? nullptr : current_grid->ready.pop(current_grid->random);
+  Thread* next = nullptr;
+  if (current_grid->error.empty() && self.block->live > 0)
+    next = current_grid->ready.pop(current_grid->random);
   if (next != nullptr)
     resume(*next, self.fiber, true);
   else
@@ -210,8 +213,12 @@ void record_error(const std::string& kind, const std::string& text) {
 void fail(const std::string& kind, const std::string& text, Place at) {
   if (current_thread == nullptr) throw Error("simt: " + kind + ": " + text + "\n  at " + file_and_line(at));
   record_error(kind, text + "\n  at " + file_and_line(at) + ", " + describe(*current_thread));
+  throw Abandon();
+}
+
+void fail_after_fault(const std::string& text) {
+  record_error("illegal address", text + "\n  " + describe(*current_thread));
   return_to_host(*current_thread, true);
-  std::abort();
 }
 
 // ---- a launch ----

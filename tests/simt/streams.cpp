@@ -95,14 +95,14 @@ namespace {
 bool can_run(const CUstream_st& stream) {
   if (stream.queue.empty()) return false;
   const QueueItem& head = stream.queue.front();
-  return head.wait == nullptr || head.wait->done >= head.ticket;
+  return head.wait == nullptr || head.wait->done;
 }
 
 void run_head(CUstream_st& stream) {
   QueueItem item = std::move(stream.queue.front());
   stream.queue.pop_front();
   if (item.record != nullptr) {
-    item.record->done = std::max(item.record->done, item.ticket);
+    item.record->done = true;
     item.record->time = std::chrono::steady_clock::now();
   }
   if (!item.function) return;
@@ -150,12 +150,12 @@ void wait_for_stream(CUstream_st& stream) {
   check_bands();
 }
 
-void wait_for_event(EventState& event) {
-  while (event.done < event.recorded) {
+void wait_for_recording(Recording& recording) {
+  while (!recording.done) {
     run_some();
-    if (event.done < event.recorded) advance(*event.stream);
+    if (!recording.done) advance(*recording.stream);
   }
-  device().host.join(event.clock);
+  device().host.join(recording.clock);
   release_holds();
   check_bands();
 }
@@ -202,7 +202,7 @@ void reset(const Options& wanted) {
   d.random = Random(wanted.seed);
   for (CUstream_st* stream : d.streams) {
     for (const QueueItem& item : stream->queue)  // so that nobody waits for it
-      if (item.record != nullptr) item.record->done = std::max(item.record->done, item.ticket);
+      if (item.record != nullptr) item.record->done = true;
     stream->queue.clear();
   }
   for (auto& [data, allocation] : d.allocations) {

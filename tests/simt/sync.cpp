@@ -14,7 +14,8 @@ constexpr size_t kBand = 64;
 constexpr size_t kSharedArena = 512 * 1024;  // what a block may have, with bands around each array
 
 bool same_place(Place a, Place b) {
-  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line() == b.line() && a.column() == b.column() &&
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
 void release_barrier(Block& block) {

@@ -281,7 +281,7 @@ __global__ void exited_lane_kernel(int* output) {
 __global__ void foreign_mask_kernel(int* output) { output[0] = __shfl_sync(2u, 1, 0); }
 __global__ void throwing_kernel(int*) { throw std::runtime_error("thrown on purpose"); }
 __global__ void trap_kernel(int*) { __trap(); }
-__global__ void endless_frame_kernel(int* output) {
+[[maybe_unused]] __global__ void endless_frame_kernel(int* output) {
   volatile char frame[100 * 1024];
   for (int i = 0; i < 100 * 1024; ++i) frame[i] = 1;
   output[0] = frame[7];
@@ -369,7 +369,7 @@ __global__ void shared_poison_kernel(uint32_t* output) {
     first[2] = second[4] = 1;
   }
 }
-__global__ void overrun_kernel(float* output, int64_t element, int64_t shared_element) {
+[[maybe_unused]] __global__ void overrun_kernel(float* output, int64_t element, int64_t shared_element) {
   VQ_SHARED(float, tile, [8]);
   tile[shared_element] = 1.0f;
   output[element] = 1.0f;

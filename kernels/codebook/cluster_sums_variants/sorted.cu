@@ -1,4 +1,4 @@
-// counts[k] and sums[k] of the rows of each code, to the bits of cluster_sums.cpp: rows sorted by code
+// counts[k] and sums[k] of the rows of each code, to the bits of counting_sort.cpp: rows sorted by code
 // (stable), cut into chunks of kClusterChunk, a chunk added in row order, the chunks in chunk order.
 // Mapping: a thread owns one dimension of one chunk, neighbouring threads neighbouring dimensions. The first
 // chunk of each code goes to `sums`, the others to scratch; they are added afterwards. No two of these others
@@ -7,14 +7,13 @@
 // Traffic: N * D floats of latents, K * D of sums, at most N * D / 128 of chunk sums twice; the sort.
 // Shared memory: none. Needs: nothing; any size and alignment to 4 bytes.
 // Measured: not yet run on a GPU.
-#include "cluster_sums.hpp"
-
 #include <algorithm>
 #include <bit>
 
-#include "../core/cuda.hpp"
-#include "../core/grid.hpp"
-#include "../core/prim.hpp"
+#include "../../core/cuda.hpp"
+#include "../../core/grid.hpp"
+#include "../../core/prim.hpp"
+#include "../cluster_sums.hpp"
 
 namespace vqlab {
 namespace {
@@ -141,11 +140,7 @@ struct Layout {
   }
 };
 
-}  // namespace
-
-int64_t cluster_sums_scratch_bytes_cuda(int64_t N, int64_t K, int64_t D) { return Layout(N, K, D).bytes; }
-
-void run_cuda(const ClusterSumsOp& op, Stream stream) {
+void run(const ClusterSumsOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.sums[0], D = op.sums[1];
   const Layout at(N, K, D);
   require_scratch("cluster_sums", op.scratch, at.bytes);
@@ -175,5 +170,18 @@ void run_cuda(const ClusterSumsOp& op, Stream stream) {
     launch("add_chunks", add_chunks_kernel, {unsigned(pieces_of(K, threads_k)), block}, stream, op.sums.data,
            chunk_sums, starts, K, D);
 }
+
+}  // namespace
+
+extern const ClusterSumsVariant cluster_sums_sorted;
+const ClusterSumsVariant cluster_sums_sorted = {
+    .name = "sorted",
+    .device = Device::cuda,
+    .idea = "radix sort of the rows by code, then the rows of each code in chunks, in order",
+    .exact = true,
+    .supports = [](int64_t, int64_t, int64_t) { return true; },
+    .scratch_bytes = [](int64_t N, int64_t K, int64_t D) { return Layout(N, K, D).bytes; },
+    .run = run,
+};
 
 }  // namespace vqlab
