@@ -16,8 +16,8 @@ constexpr int kPackThreads = 8;  // of each code
 constexpr int kRows = 8;         // of the list, in a block of the recheck: one for each warp at the end
 constexpr int kThreads = 256;
 constexpr int kThreadCodes = 4;
-constexpr int kDims = 128;            // of the rows, in shared memory at a time
-constexpr int64_t kMaxBlocks = 1056;  // 8 for each multiprocessor of an H100; a longer list loops
+constexpr int kDims = 128;           // of the rows, in shared memory at a time
+constexpr int64_t kMaxBlocks = 528;  // 4 for each multiprocessor of an H100; a longer list loops
 constexpr double kFar = std::numeric_limits<double>::infinity();
 
 // Also sets what the filter counts up: doubtful_count (1) and first_bad_row (1).

@@ -47,7 +47,8 @@ inline void cuda_check(cudaError_t status, const char* what,
   if (status == cudaErrorMemoryAllocation) {
     kind = ErrorKind::resources;
     hint = "use a smaller batch, or free the memory of the GPU";
-  } else if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver) {
+  } else if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver ||
+             status == cudaErrorInvalidDevice) {
     kind = ErrorKind::device;
     hint = "use --device cpu, or install a driver that supports this CUDA version";
   }

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-void run(const ClusterSumsOp& op, Stream stream) {
+void run_atomic(const ClusterSumsOp& op, Stream stream) {
   const int64_t N = op.latents[0], D = op.latents[1];
   vqlab::run(FillOp{op.sums, 0.0f}, stream);
   vqlab::run(FillOp{{reinterpret_cast<float*>(op.counts.data), {op.counts.size()}}, 0.0f}, stream);
@@ -49,7 +49,7 @@ const ClusterSumsVariant cluster_sums_atomic = {
     .exact = false,
     .supports = [](int64_t, int64_t, int64_t) { return true; },
     .scratch_bytes = [](int64_t, int64_t, int64_t) { return int64_t(0); },
-    .run = run,
+    .run = run_atomic,
 };
 
 }  // namespace vqlab

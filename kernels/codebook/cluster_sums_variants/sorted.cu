@@ -140,7 +140,7 @@ struct Layout {
   }
 };
 
-void run(const ClusterSumsOp& op, Stream stream) {
+void run_sorted(const ClusterSumsOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.sums[0], D = op.sums[1];
   const Layout at(N, K, D);
   require_scratch("cluster_sums", op.scratch, at.bytes);
@@ -181,7 +181,7 @@ const ClusterSumsVariant cluster_sums_sorted = {
     .exact = true,
     .supports = [](int64_t, int64_t, int64_t) { return true; },
     .scratch_bytes = [](int64_t N, int64_t K, int64_t D) { return Layout(N, K, D).bytes; },
-    .run = run,
+    .run = run_sorted,
 };
 
 }  // namespace vqlab

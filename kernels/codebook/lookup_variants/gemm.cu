@@ -2,8 +2,9 @@
 // row of it: what a user without a fused kernel runs. s_k = x.c_k - |c_k|^2 / 2. Rows whose best two scores
 // are too close are decided by score64 (lookup_recheck.cu). Ties: the lowest code. Mapping: of the argmax, a
 // warp owns a row of the product, 4 neighbouring scores to a lane. Traffic: N * K floats written and read
-// again, in pieces of 32 MB that stay in L2; N * D of latents twice. Shared memory: 128 bytes beside the
-// library's. Needs: cuBLASLt; N, K, D below 2^31. Measured: not yet run on a GPU.
+// again, in pieces that stay in L2 (32 MB; for more than 65536 codes up to 256 MB); N * D of latents twice.
+// Shared memory: 128 bytes beside the library's. Needs: cuBLASLt; N, K, D below 2^31. Measured: not yet run
+// on a GPU.
 #include <algorithm>
 
 #include "../lookup_recheck.cuh"
@@ -14,7 +15,8 @@ namespace {
 
 constexpr int kBlock = 256;
 constexpr int kRows = kBlock / 32;                    // a warp each
-constexpr int64_t kProductFloats = int64_t(8) << 20;  // of one block of rows, or one row if that is longer
+constexpr int64_t kProductFloats = int64_t(8) << 20;  // of one block of rows: they stay in L2 ...
+constexpr int64_t kLeastRows = 128;  // ... unless that is fewer rows than a product does well
 
 // Rows [first_row, first_row + rows) of the latents, whose product is at hand.
 template <int kWidth>
@@ -55,13 +57,16 @@ __global__ void __launch_bounds__(kBlock)
              square, latent, D, bound);
 }
 
-int64_t rows_at_once(int64_t N, int64_t K) { return std::clamp(kProductFloats / K, int64_t(1), N); }
+int64_t rows_at_once(int64_t N, int64_t K) {
+  const int64_t least = std::min(kLeastRows, 8 * kProductFloats / K);
+  return std::clamp(std::max(kProductFloats / K, least), int64_t(1), N);
+}
 
 int64_t product_bytes(int64_t N, int64_t K) {
   return (rows_at_once(N, K) * K * int64_t(sizeof(float)) + 255) / 256 * 256;
 }
 
-void run(const LookupOp& op, Stream stream) {
+void run_gemm(const LookupOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1], step = rows_at_once(N, K);
   const LookupWork work = prepare_lookup(op, stream);
   float* product = reinterpret_cast<float*>(work.rest.data);
@@ -95,7 +100,7 @@ const LookupVariant lookup_gemm = {
         [](int64_t N, int64_t K, int64_t D) {
           return lookup_work_bytes(N, K, D, product_bytes(N, K) + kGemmWorkspaceBytes);
         },
-    .run = run,
+    .run = run_gemm,
 };
 
 }  // namespace vqlab

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kBlock)
              bound);
 }
 
-void run(const LookupOp& op, Stream stream) {
+void run_naive(const LookupOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1];
   const LookupWork work = prepare_lookup(op, stream);
   launch("lookup_naive", lookup_naive_kernel, {unsigned((N + kBlock - 1) / kBlock), unsigned(kBlock)}, stream,
@@ -55,7 +55,7 @@ const LookupVariant lookup_naive = {
     .exact = true,
     .supports = [](int64_t, int64_t, int64_t) { return true; },
     .scratch_bytes = [](int64_t N, int64_t K, int64_t D) { return lookup_work_bytes(N, K, D); },
-    .run = run,
+    .run = run_naive,
 };
 
 }  // namespace vqlab

@@ -176,7 +176,7 @@ void filter(const LookupOp& op, const LookupWork& work, Stream stream) {
          int(work.packed_K), work.norm_blocks());
 }
 
-void run(const LookupOp& op, Stream stream) {
+void run_simt_tiled(const LookupOp& op, Stream stream) {
   const LookupWork work = prepare_lookup(op, stream);
   const bool many = op.latents[0] >= kManyRows;
   if (op.latents[1] % kSlab == 0 && aligned_to_16_bytes(op.latents.data))
@@ -200,7 +200,7 @@ const LookupVariant lookup_simt_tiled = {
                  (K + kPackCodes) * (D + kPackDims) < int64_t(1) << 34;
         },
     .scratch_bytes = [](int64_t N, int64_t K, int64_t D) { return lookup_work_bytes(N, K, D); },
-    .run = run,
+    .run = run_simt_tiled,
 };
 
 }  // namespace vqlab
