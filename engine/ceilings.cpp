@@ -8,7 +8,7 @@
 #include <functional>
 #include <vector>
 
-#include "kernels/codebook/lookup_variants/gemm_product.hpp"
+#include "kernels/codebook/gemm_product.hpp"
 #include "kernels/core/copy.hpp"
 #include "kernels/core/fill.hpp"
 #include "kernels/core/parallel.hpp"

@@ -10,6 +10,7 @@ constexpr int64_t kHardRows = 256;     // of the hard problem that every variant
 constexpr double kCheckedTerms = 1e9;  // (row, code, element) triples that verification may take: seconds
 constexpr double kMistrustedShare =
     0.9;  // one code takes more of the rows than this: a constant would nearly pass
+constexpr int64_t kRowsOfGpu = 16384;  // 128 for each of 128 multiprocessors
 constexpr double kPatience =
     4.0;  // a variant whose one run takes longer than this times the time-out is not timed
 constexpr double kYardstickBytes = double(int64_t(2) << 30);  // of a GPU, and its sweep of the caches
@@ -44,7 +45,10 @@ VariantResult Comparison::verify(const VariantInfo& variant) const {
       measure({&probe, 1}, {.min_samples = 1, .seconds = 0.0, .cold = false}, runtime_)[0].min_ms;
   result.wrong = hard_->wrong();
   result.rows_checked = hard_->rows_checked();
-  const double expected_seconds = 1e-3 * probe_ms * double(plain_->shape().N) / double(hard_->shape().N);
+  // A GPU takes about as long for the few rows of the hard problem as for all that it can hold at a time.
+  const int64_t rows_at_once =
+      runtime_.device() == Device::cuda ? std::max(kRowsOfGpu, hard_->shape().N) : hard_->shape().N;
+  const double expected_seconds = 1e-3 * probe_ms * double(plain_->shape().N) / double(rows_at_once);
   if (expected_seconds <= kPatience * std::max(1.0, options_.seconds)) {
     plain_->run(variant.name);
     result.wrong += plain_->wrong();

@@ -19,6 +19,19 @@ namespace {
 
 bool same_bits(double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
+// A range-for over the items or members of a temporary would read freed memory: it must not compile.
+template <class T>
+concept HasItems = requires(T json) {
+  static_cast<T>(json).items();
+};
+template <class T>
+concept HasMembers = requires(T json) {
+  static_cast<T>(json).members();
+};
+static_assert(HasItems<Json&> && HasItems<const Json&> && !HasItems<Json&&> && !HasItems<const Json&&>);
+static_assert(HasMembers<Json&> && HasMembers<const Json&> && !HasMembers<Json&&> &&
+              !HasMembers<const Json&&>);
+
 bool same(const Json& a, const Json& b) {
   if (a.is_array() && b.is_array())
     return std::equal(a.items().begin(), a.items().end(), b.items().begin(), b.items().end(), same);

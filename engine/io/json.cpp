@@ -241,8 +241,8 @@ double Json::as_number() const {
   return is_integer() ? double(as_integer()) : get<double>(value_, "a number");
 }
 const std::string& Json::as_string() const { return get<std::string>(value_, "a string"); }
-const Json::Array& Json::items() const { return get<Array>(value_, "an array"); }
-const Json::Object& Json::members() const { return get<Object>(value_, "an object"); }
+const Json::Array& Json::items() const& { return get<Array>(value_, "an array"); }
+const Json::Object& Json::members() const& { return get<Object>(value_, "an object"); }
 
 const Json* Json::find(std::string_view key) const {
   if (const Object* object = std::get_if<Object>(&value_))

@@ -42,8 +42,11 @@ class Json {
   int64_t as_integer() const;
   double as_number() const;
   const std::string& as_string() const;
-  const Array& items() const;
-  const Object& members() const;
+  // Not of a temporary: a loop over what they give would outlive it.
+  const Array& items() const&;
+  const Array& items() const&& = delete;
+  const Object& members() const&;
+  const Object& members() const&& = delete;
 
   // Member `key` of an object; the const form throws Error(data) if absent, the other one inserts null (and
   // turns a null value into an object).

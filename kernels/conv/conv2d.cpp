@@ -42,10 +42,10 @@ int64_t convolve_bytes(const ConvSides& sides, Direction direction) {
   return scratch.bytes();
 }
 
-int64_t weight_gradient_bytes(const ConvSides& sides, int64_t output_channels, int64_t batch) {
+int64_t weight_gradient_bytes(const ConvSides& sides, const View<const float>& output) {
   ScratchCutter scratch({});
-  WeightPass(sides, shard_count(batch), scratch);
-  BiasPass(output_channels, shard_count(batch), scratch);
+  WeightPass(sides, shard_count(output[0]), scratch);
+  BiasPass(output.rows()[0], output[3], scratch);
   return scratch.bytes();
 }
 
@@ -142,7 +142,7 @@ int64_t conv_scratch_bytes(Device device, const ConvGeometry& geometry, const Vi
       nullptr, {input[0], geometry.output_side(input[1]), geometry.output_side(input[2]), output_channels});
   const ConvSides sides = conv_sides(geometry, input, output);
   return std::max({convolve_bytes(sides, Direction::to_small), convolve_bytes(sides, Direction::to_large),
-                   weight_gradient_bytes(sides, output_channels, input[0])});
+                   weight_gradient_bytes(sides, output)});
 }
 
 void run_cpu(const ConvForwardOp& op) {
@@ -165,23 +165,22 @@ void run_cpu(const ConvBackwardDataOp& op) {
 void run_cpu(const ConvBackwardWeightOp& op) {
   const ConvSides sides = conv_sides(op.geometry, op.input, op.d_output);
   require_no_padding("convolution backward weight", op.geometry, op.input, op.d_output, op.d_weight);
-  require_scratch("convolution backward weight", op.scratch,
-                  weight_gradient_bytes(sides, op.d_output[3], op.input[0]));
+  require_scratch("convolution backward weight", op.scratch, weight_gradient_bytes(sides, op.d_output));
   const int64_t batch = op.input[0], input_size = op.input.size() / batch,
-                output_size = op.d_output.size() / batch;
+                output_size = op.d_output.size() / batch, pixels = op.d_output[1] * op.d_output[2];
   ScratchCutter cutter(op.scratch);
   const WeightPass weight(sides, shard_count(batch), cutter);
-  const BiasPass bias(op.d_output[3], shard_count(batch), cutter);
+  const BiasPass bias(batch * pixels, op.d_output[3], cutter);
   weight.prepare();
   for_each_shard(batch, [&](int64_t shard, int64_t first, int64_t images, int worker) {
     const float* input = op.input.data + first * input_size;
     const float* d_output = op.d_output.data + first * output_size;
     const bool normal = op.geometry.kind == ConvKind::normal;
     weight.run(shard, normal ? input : d_output, normal ? d_output : input, images, worker);
-    if (op.d_bias) bias.run(shard, d_output, images * output_size);
+    if (op.d_bias) bias.run(op.d_output.data, first * pixels, (first + images) * pixels, worker);
   });
   weight.finish(op.d_weight.data, shard_count(batch));
-  if (op.d_bias) bias.finish(op.d_bias.data, shard_count(batch));
+  if (op.d_bias) bias.finish(op.d_bias.data);
 }
 
 }  // namespace vqlab

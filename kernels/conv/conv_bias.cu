@@ -1,24 +1,18 @@
 // add_conv_bias: x = activation(x + bias), ReLU keeping NaN (x <= 0 ? 0 : x); 0 in padding channels.
-// conv_bias_gradient: sums over rows. The rows are cut into slices; of each slice lane l of kBlock / width
-// adds the rows l, l + lanes, ... in order, then lanes are added pairwise, halving their number; the sums of
-// the slices are added the same way as one slice.
+// conv_bias_gradient: sums over rows, in the order of column_sums.hpp.
 // Mapping: a thread owns 4 channels (1 if unaligned) of every (grid * block)-th place; a block owns one slice
 // and `width` <= 32 columns. Traffic per element: 4 bytes read and written; 4 bytes read.
 // Shared memory: none; 1 KiB. Needs: any sizes and alignment to 4 bytes. Measured: not yet run on a GPU.
 #include "conv_bias.hpp"
 
-#include <algorithm>
-
 #include "../core/elementwise.cuh"
 #include "../core/grid.hpp"
+#include "column_sums.hpp"
 
 namespace vqlab {
 namespace {
 
 constexpr int64_t kBlock = 256;
-constexpr int64_t kMaxWidth = 32;     // columns of a block: 128 bytes of a row
-constexpr int64_t kRowsPerLane = 16;  // about, of a slice
-constexpr int64_t kMaxSlices = 1024;
 
 __device__ inline float biased(float x, const float* bias, unsigned channel, unsigned channels,
                                Activation activation) {
@@ -48,8 +42,8 @@ __global__ void conv_bias_kernel(float* tensor, const float* bias, int64_t size,
 // sums (gridDim.x, columns) from input (rows, pitch), columns <= pitch; width is a power of two
 __global__ void column_sums_kernel(float* sums, const float* input, int64_t rows, int64_t slice_rows,
                                    int64_t pitch, int64_t columns, int width) {
-  VQ_SHARED(float, lane_sums, [kBlock]);
-  const int lanes = int(kBlock) / width;
+  VQ_SHARED(float, lane_sums, [kColumnBlock]);
+  const int lanes = int(kColumnBlock) / width;
   const int lane = int(threadIdx.x) / width;
   const int64_t column = int64_t(blockIdx.y) * width + int(threadIdx.x) % width;
   const int64_t begin = int64_t(blockIdx.x) * slice_rows, end = min(begin + slice_rows, rows);
@@ -65,27 +59,13 @@ __global__ void column_sums_kernel(float* sums, const float* input, int64_t rows
   if (lane == 0 && column < columns) sums[blockIdx.x * columns + column] = lane_sums[threadIdx.x];
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// A power of two that holds the columns, or the widest.
-int64_t block_width(int64_t columns) {
-  int64_t width = 1;
-  while (width < std::min(columns, kMaxWidth)) width *= 2;
-  return width;
-}
-
-int64_t slice_count(int64_t rows, int64_t columns) {
-  const int64_t slice = kBlock / block_width(columns) * kRowsPerLane;
-  return std::clamp(divide_up(rows, slice), int64_t(1), kMaxSlices);
-}
-
-// sums (slices, columns) of input (rows, pitch)
-void sum_columns(float* sums, const float* input, int64_t rows, int64_t slices, int64_t pitch,
+// sums (slices.count, columns) of input (rows, pitch)
+void sum_columns(float* sums, const float* input, int64_t rows, const ColumnSlices& slices, int64_t pitch,
                  int64_t columns, Stream stream) {
-  const int64_t width = block_width(columns);
-  const dim3 grid(unsigned(slices), unsigned(divide_up(columns, width)));
-  launch("convolution bias gradient", column_sums_kernel, {grid, unsigned(kBlock)}, stream, sums, input, rows,
-         divide_up(rows, slices), pitch, columns, int(width));
+  const int64_t width = column_width(columns);
+  const dim3 grid(unsigned(slices.count), unsigned((columns + width - 1) / width));
+  launch("convolution bias gradient", column_sums_kernel, {grid, unsigned(kColumnBlock)}, stream, sums, input,
+         rows, slices.rows, pitch, columns, int(width));
 }
 
 }  // namespace
@@ -103,17 +83,19 @@ void add_conv_bias_cuda(const View<float>& tensor, const View<const float>& bias
 }
 
 int64_t conv_bias_gradient_scratch_bytes(int64_t rows, int64_t channels) {
-  return slice_count(rows, channels) * channels * int64_t(sizeof(float));
+  return column_slices(rows, channels).count * channels * int64_t(sizeof(float));
 }
 
 void conv_bias_gradient_cuda(const View<float>& d_bias, const View<const float>& d_output,
                              const View<std::byte>& scratch, Stream stream) {
-  const int64_t rows = d_output[0], columns = d_bias.size(), slices = slice_count(rows, columns);
-  if (slices == 1) return sum_columns(d_bias.data, d_output.data, rows, 1, d_output[1], columns, stream);
+  const int64_t rows = d_output[0], columns = d_bias.size();
+  const ColumnSlices slices = column_slices(rows, columns);
+  if (slices.count == 1)
+    return sum_columns(d_bias.data, d_output.data, rows, slices, d_output[1], columns, stream);
   require_scratch("convolution bias gradient", scratch, conv_bias_gradient_scratch_bytes(rows, columns));
   const auto slice_sums = reinterpret_cast<float*>(scratch.data);
   sum_columns(slice_sums, d_output.data, rows, slices, d_output[1], columns, stream);
-  sum_columns(d_bias.data, slice_sums, slices, 1, columns, columns, stream);
+  sum_columns(d_bias.data, slice_sums, slices.count, {1, slices.count}, columns, columns, stream);
 }
 
 }  // namespace vqlab

@@ -14,7 +14,7 @@ void add_conv_bias_cuda(const View<float>& tensor,      // (N, C)
 // Bytes of scratch that the next needs, aligned to 4.
 int64_t conv_bias_gradient_scratch_bytes(int64_t rows, int64_t channels);
 
-// d_bias = the sums of the first columns of d_output, each in an order that depends on the shape only.
+// d_bias = the sums of the first columns of d_output, in the order of column_sums.hpp.
 void conv_bias_gradient_cuda(const View<float>& d_bias,          // (O), O <= C
                              const View<const float>& d_output,  // (N, C)
                              const View<std::byte>& scratch, Stream stream);

@@ -23,13 +23,18 @@ VQ_MULTIVERSION void add_arrays(float* sum, int64_t stride, int64_t count, int64
   }
 }
 
-// sums[i] = data[i] + data[i + width] + ...
-VQ_MULTIVERSION void sum_rows(float* sums, int64_t width, const float* data, int64_t size) {
-  std::fill_n(sums, width, 0.0f);
+// sums (columns) of data (size / columns, columns), which is one slice; lane_sums (lanes, columns)
+VQ_MULTIVERSION void sum_slice(float* sums, float* lane_sums, int64_t lanes, const float* data, int64_t size,
+                               int64_t columns) {
+  const int64_t width = lanes * columns;
+  std::fill_n(lane_sums, width, 0.0f);
   for (int64_t begin = 0; begin < size; begin += width) {
     const int64_t count = std::min(width, size - begin);
-    for (int64_t i = 0; i < count; ++i) sums[i] += data[begin + i];
+    for (int64_t i = 0; i < count; ++i) lane_sums[i] += data[begin + i];
   }
+  for (int64_t half = width / 2; half >= columns; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lane_sums[i] += lane_sums[i + half];
+  std::copy_n(lane_sums, columns, sums);
 }
 
 // (rows, from) -> (rows, to), zeros in the new columns.
@@ -120,13 +125,14 @@ ScatterPass::ScatterPass(const ConvSides& sides, ScratchCutter& scratch)
     : sides_(sides),
       canvas_size_{sides.large.h + 2 * sides.padding, sides.large.w + 2 * sides.padding, sides.large.c},
       to_patches_(patch_sides(sides), Direction::to_large, scratch),
-      bias_(scratch.take<float>(sides.large.c)),
+      bias_(scratch.take<float>(sides.large.w * sides.large.c)),
       patches_(scratch, worker_count(), kConvShard * to_patches_.to().size()),
       canvases_(scratch, worker_count(), canvas_size_.size()) {}
 
 void ScatterPass::prepare(const float* weight, const View<const float>& bias) const {
   to_patches_.prepare(weight, {});
-  for (int64_t c = 0; c < sides_.large.c; ++c) bias_[c] = bias ? bias.data[c] : 0.0f;
+  for (int64_t i = 0; i < sides_.large.w * sides_.large.c; ++i)
+    bias_[i] = bias ? bias.data[i % sides_.large.c] : 0.0f;
 }
 
 void ScatterPass::run(float* output, const float* input, int64_t images, bool relu, int worker) const {
@@ -139,8 +145,7 @@ void ScatterPass::run(float* output, const float* input, int64_t images, bool re
 
 void ScatterPass::paint(float* canvas, const float* patches) const {
   const int64_t C = canvas_size_.c, row_size = canvas_size_.w * C, patch_row = sides_.kernel * C;
-  for (int64_t i = 0; i < canvas_size_.pixels(); ++i)
-    for (int64_t c = 0; c < C; ++c) canvas[i * C + c] = bias_[c];
+  std::fill_n(canvas, canvas_size_.size(), 0.0f);
   for (int64_t y = 0; y < sides_.small.h; ++y)
     for (int64_t x = 0; x < sides_.small.w; ++x)
       for (int64_t ky = 0; ky < sides_.kernel; ++ky, patches += patch_row) {
@@ -153,7 +158,10 @@ void ScatterPass::crop(float* output, const float* canvas, bool relu) const {
   const int64_t C = canvas_size_.c, row_size = sides_.large.w * C;
   for (int64_t y = 0; y < sides_.large.h; ++y, output += row_size) {
     const float* from = canvas + ((y + sides_.padding) * canvas_size_.w + sides_.padding) * C;
-    for (int64_t i = 0; i < row_size; ++i) output[i] = relu && from[i] <= 0.0f ? 0.0f : from[i];
+    for (int64_t i = 0; i < row_size; ++i) {
+      const float x = from[i] + bias_[i];
+      output[i] = relu && x <= 0.0f ? 0.0f : x;
+    }
   }
 }
 
@@ -206,17 +214,26 @@ void WeightPass::finish(float* d_weight, int64_t shards) const {
   unpack_gradient(sides_, gradients_[0], d_weight);
 }
 
-BiasPass::BiasPass(int64_t channels, int64_t shards, ScratchCutter& scratch)
-    : channels_(channels), sums_(scratch, shards, channels * std::max(int64_t(1), 64 / channels)) {}
+BiasPass::BiasPass(int64_t pixels, int64_t channels, ScratchCutter& scratch)
+    : pixels_(pixels),
+      channels_(channels),
+      slices_(column_slices(pixels, channels)),
+      slice_sums_(scratch, slices_.count, channels),
+      lane_sums_(scratch, worker_count(), column_lanes(channels) * channels) {}
 
-void BiasPass::run(int64_t shard, const float* d_output, int64_t size) const {
-  sum_rows(sums_[shard], sums_.size, d_output, size);
+void BiasPass::run(const float* d_output, int64_t begin, int64_t end, int worker) const {
+  for (int64_t i = (begin + slices_.rows - 1) / slices_.rows; i * slices_.rows < end; ++i) {
+    const int64_t first = i * slices_.rows, rows = std::min(slices_.rows, pixels_ - first);
+    sum_slice(slice_sums_[i], lane_sums_[worker], column_lanes(channels_), d_output + first * channels_,
+              rows * channels_, channels_);
+  }
 }
 
-void BiasPass::finish(float* d_bias, int64_t shards) const {
-  add_arrays(sums_[0], sums_.size, shards, 0, sums_.size);
-  std::fill_n(d_bias, channels_, 0.0f);
-  for (int64_t i = 0; i < sums_.size; ++i) d_bias[i % channels_] += sums_[0][i];
+void BiasPass::finish(float* d_bias) const {
+  const int64_t filled = (pixels_ + slices_.rows - 1) / slices_.rows;
+  std::fill(slice_sums_[filled], slice_sums_[slices_.count], 0.0f);
+  sum_slice(d_bias, lane_sums_[0], column_lanes(channels_), slice_sums_[0], slices_.count * channels_,
+            channels_);
 }
 
 }  // namespace vqlab

@@ -2,6 +2,7 @@
 // conv2d.cpp.
 #pragma once
 
+#include "column_sums.hpp"
 #include "patch_grid.hpp"
 
 namespace vqlab {
@@ -92,7 +93,7 @@ class ScatterPass {
   ConvSides sides_;
   ImageSize canvas_size_;  // the large image with room for the parts of patches that fall outside
   SidePass to_patches_;
-  float* bias_;
+  float* bias_;  // of a row of the large image
   FloatArrays patches_, canvases_;
 };
 
@@ -117,17 +118,20 @@ class WeightPass {
   FloatArrays gradients_, padded_rights_;
 };
 
-// The gradient of the bias: the sum over all pixels, of about 64 / channels pixels at once to fill vectors.
+// The gradient of the bias: the sums over all pixels, in the order of column_sums.hpp.
 class BiasPass {
  public:
-  BiasPass(int64_t channels, int64_t shards, ScratchCutter& scratch);
+  BiasPass(int64_t pixels, int64_t channels, ScratchCutter& scratch);
 
-  void run(int64_t shard, const float* d_output, int64_t size) const;
-  void finish(float* d_bias, int64_t shards) const;
+  // The slices that begin in pixels [begin, end), and may reach beyond.
+  void run(const float* d_output, int64_t begin, int64_t end, int worker) const;
+  // Adds up the slices.
+  void finish(float* d_bias) const;
 
  private:
-  int64_t channels_;
-  FloatArrays sums_;
+  int64_t pixels_, channels_;
+  ColumnSlices slices_;
+  FloatArrays slice_sums_, lane_sums_;
 };
 
 }  // namespace vqlab

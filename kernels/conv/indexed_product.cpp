@@ -40,7 +40,7 @@ HWY_INLINE void product_tile(const PatchProduct& p, int64_t first_row, int64_t p
   Floats sum[kTileRows][kVectors];
   for (int r = 0; r < kTileRows; ++r) {
     element[r] = x.source + x.row_offset[std::min(first_row + r, x.rows - 1)];
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::LoadU(kVector, p.bias + panel * kPanel + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(kVector);
   }
   const float* weight = p.weight + panel * x.terms * kPanel;
   for (int64_t run = 0; run < x.runs.count; ++run) {
@@ -49,10 +49,16 @@ HWY_INLINE void product_tile(const PatchProduct& p, int64_t first_row, int64_t p
       add_products(sum, element, x.term_offset[k], weight + k * kPanel);
   }
 
-  // Without branches, or the compiler moves all sums to memory. NaN is not less than 0.
+  // The bias comes last, as on a GPU. Without branches, or the compiler moves all sums to memory. NaN is not
+  // less than 0.
   const Floats least = hn::Set(kVector, p.relu ? 0.0f : -std::numeric_limits<float>::infinity());
-  for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::IfThenElse(hn::Lt(sum[r][v], least), least, sum[r][v]);
+  for (int v = 0; v < kVectors; ++v) {
+    const Floats bias = hn::LoadU(kVector, p.bias + panel * kPanel + v * kLanes);
+    for (int r = 0; r < kTileRows; ++r) {
+      sum[r][v] = hn::Add(sum[r][v], bias);
+      sum[r][v] = hn::IfThenElse(hn::Le(sum[r][v], least), least, sum[r][v]);
+    }
+  }
   const int64_t count = std::min(kPanel, p.columns - panel * kPanel);
   for (int r = 0; r < kTileRows; ++r) {
     float* output = p.output + p.output_offset[std::min(first_row + r, x.rows - 1)] + panel * kPanel;

@@ -29,8 +29,8 @@ struct Patches {
   TermRuns runs;
 };
 
-// output[output_offset[r] + n] = bias[n] + sum over the runs' k of X[r][k] * weight[k][n], then max with 0 if
-// relu (NaN stays).
+// output[output_offset[r] + n] = sum over the runs' k of X[r][k] * weight[k][n], plus bias[n], then max with
+// 0 if relu (NaN stays).
 struct PatchProduct {
   float* output;
   const int32_t* output_offset;  // (rows)

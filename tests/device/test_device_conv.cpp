@@ -133,7 +133,8 @@ TEST_CASE("device conv: the three ops equal those of the CPU, padding channels a
         require_sums_close(actual.d_input, padded(expected.d_input, s.I, s.input), s.O * area,
                            s.text() + ": d_input");
         require_sums_close(actual.d_weight, expected.d_weight, s.B * pixels, s.text() + ": d_weight");
-        require_sums_close(actual.d_bias, expected.d_bias, s.B * s.OH() * s.OW(), s.text() + ": d_bias");
+        INFO(s.text());
+        CHECK((actual.d_bias == expected.d_bias));  // in the same order
       });
     }
 }

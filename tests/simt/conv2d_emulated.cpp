@@ -1,5 +1,7 @@
 // On the emulated device cuDNN is replaced by the CPU's convolutions, run in stream order. So neither cuDNN
-// nor how it is called is covered there; padding, bias, ReLU and the gradient of the bias are.
+// nor how it is called is covered there; padding, bias, ReLU and the gradient of the bias are. The CPU takes
+// another order of sums towards few channels: padding channels are left out, so that it does so here too.
+#include <algorithm>
 #include <vector>
 
 #include "kernels/conv/conv_problem.hpp"
@@ -25,6 +27,35 @@ struct Operands {
         scratch(memory.data(), {int64_t(memory.size())}) {}
 };
 
+// Large channels without those that have no weight, at the end: padding.
+int64_t channels_in_use(const ConvProblem& p, const float* filter) {
+  const int64_t C = p.large_channels, size = p.small_channels * p.kernel * p.kernel * C;
+  int64_t used = 1;
+  for (int64_t i = 0; i < size; ++i)
+    if (filter[i] != 0.0f) used = std::max(used, i % C + 1);
+  return used;
+}
+
+// A matrix with `from` columns as one with `to`: cropped, or with zeros in the new columns.
+std::vector<float> with_columns(const float* matrix, int64_t rows, int64_t from, int64_t to) {
+  std::vector<float> result(size_t(rows * to), 0.0f);
+  for (int64_t row = 0; row < rows; ++row)
+    std::copy_n(matrix + row * from, std::min(from, to), result.begin() + row * to);
+  return result;
+}
+
+void run_dgrad(ConvProblem problem, float* target, const float* source, const float* filter) {
+  const int64_t C = problem.large_channels, used = channels_in_use(problem, filter);
+  const int64_t pixels = problem.batch * problem.large_height * problem.large_width;
+  const std::vector<float> used_filter =
+      with_columns(filter, problem.small_channels * problem.kernel * problem.kernel, C, used);
+  std::vector<float> used_target(size_t(pixels * used));
+  problem.large_channels = used;
+  const Operands o(problem, used_target.data(), source, used_filter.data());
+  run(ConvBackwardDataOp{o.large, o.small, o.filter, o.geometry, o.scratch}, Stream{});
+  std::ranges::copy(with_columns(used_target.data(), pixels, used, C), target);
+}
+
 }  // namespace
 
 std::string conv_problem_cuda() { return ""; }
@@ -39,8 +70,7 @@ void convolve_cuda(const char* op, const ConvProblem& problem, float* target, co
           run(ConvForwardOp{o.small, o.large, o.filter, {}, o.geometry, Activation::none, o.scratch},
               Stream{});
         } else {
-          const Operands o(problem, target, source, filter);
-          run(ConvBackwardDataOp{o.large, o.small, o.filter, o.geometry, o.scratch}, Stream{});
+          run_dgrad(problem, target, source, filter);
         }
       });
 }

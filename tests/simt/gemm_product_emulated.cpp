@@ -1,6 +1,6 @@
 // On the emulated device the product of the lookup variant `gemm` is three loops, run in stream order. So
 // neither cuBLASLt nor how it is called is covered there.
-#include "kernels/codebook/lookup_variants/gemm_product.hpp"
+#include "kernels/codebook/gemm_product.hpp"
 
 #include <cmath>
 #include <cstring>

@@ -7,8 +7,8 @@
 // on a GPU.
 #include <algorithm>
 
+#include "../gemm_product.hpp"
 #include "../lookup_recheck.cuh"
-#include "gemm_product.hpp"
 
 namespace vqlab {
 namespace {

@@ -3,7 +3,7 @@
 #include <mutex>
 #include <tuple>
 
-#include "../../core/cublas_lt.hpp"
+#include "../core/cublas_lt.hpp"
 #include "gemm_product.hpp"
 
 namespace vqlab {

@@ -2,7 +2,7 @@
 // on an emulated device.
 #pragma once
 
-#include "../../core/op.hpp"
+#include "../core/op.hpp"
 
 namespace vqlab {
 
