@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "../core/cublas_lt.hpp"
+#include "../core/cuda.hpp"
 #include "gemm_product.hpp"
 
 namespace vqlab {
@@ -122,6 +123,7 @@ void gemm_product(float* product, const float* latents, const float* codebook, i
   CUBLAS_LT(cublasLtMatmul, plans().handle(), plan.operation.get(), &one, codebook, plan.codebook.get(),
             latents, plan.latents.get(), &zero, product, plan.product.get(), product, plan.product.get(),
             &plan.algorithm, workspace.data, size_t(workspace.size()), stream.handle);
+  check_launch("cublasLtMatmul", cudaSuccess, stream, std::source_location::current());
 }
 
 }  // namespace vqlab

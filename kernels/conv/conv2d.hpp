@@ -68,6 +68,10 @@ struct ConvBackwardDataOp {
   void check() const;
 };
 
+// How a GPU computes the gradient of a weight; the CPU ignores it. automatic: cuDNN, or split_rows
+// (weight_gradient.hpp) where prefers_split_rows() of conv_problem.hpp says so.
+enum class WeightGradient { automatic, cudnn, split_rows };
+
 // d_weight, d_bias = gradients summed over the batch; overwritten, not added to.
 struct ConvBackwardWeightOp {
   View<float> d_weight;        // as weight
@@ -76,6 +80,7 @@ struct ConvBackwardWeightOp {
   View<const float> input;     // (B, H, W, I)
   ConvGeometry geometry;
   View<std::byte> scratch;
+  WeightGradient method = WeightGradient::automatic;
 
   void check() const;
 };

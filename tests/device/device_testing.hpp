@@ -29,7 +29,7 @@ class DeviceArray {
   // Filled with 0xFF bytes: NaN in float, -1 in int.
   explicit DeviceArray(int64_t size, int64_t offset = 0) : size_(size), offset_(offset) {
     std::vector<T> poison(size_t(size), T{});
-    std::memset(static_cast<void*>(poison.data()), 0xFF, poison.size() * sizeof(T));
+    if (size > 0) std::memset(static_cast<void*>(poison.data()), 0xFF, poison.size() * sizeof(T));
     allocate(poison);
   }
   explicit DeviceArray(const std::vector<T>& values, int64_t offset = 0)

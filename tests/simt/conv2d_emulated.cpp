@@ -2,6 +2,7 @@
 // nor how it is called is covered there; padding, bias, ReLU and the gradient of the bias are. The CPU takes
 // another order of sums towards few channels: padding channels are left out, so that it does so here too.
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/conv/conv_problem.hpp"
@@ -58,7 +59,11 @@ void run_dgrad(ConvProblem problem, float* target, const float* source, const fl
 
 }  // namespace
 
-std::string conv_problem_cuda() { return ""; }
+// A test of what happens without cuDNN sets this variable.
+std::string conv_problem_cuda() {
+  const char* problem = std::getenv("SIMT_CONV_PROBLEM");
+  return problem == nullptr ? "" : problem;
+}
 
 void convolve_cuda(const char* op, const ConvProblem& problem, float* target, const float* source,
                    const float* filter, std::byte* workspace, Stream stream) {
@@ -85,5 +90,8 @@ void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, f
         run(ConvBackwardWeightOp{o.filter, {}, o.small, o.large, o.geometry, o.scratch}, Stream{});
       });
 }
+
+// So that the trainer has the bits of the CPU's.
+bool prefers_split_rows(const ConvProblem&) { return false; }
 
 }  // namespace vqlab

@@ -1,6 +1,7 @@
 // The engine's whole CUDA path on the emulated device, bit for bit against the CPU backend: streams, events,
 // copies and every kernel; the convolutions are the CPU's there.
 #include "device_testing.hpp"
+#include "expect_error.hpp"
 #include "lab.hpp"
 
 namespace vqlab::testing {
@@ -30,7 +31,7 @@ Trace trace(const Runtime& runtime, const Config& config, const ImageSet& set, i
 }  // namespace
 
 // tiny_config: hidden 8, K = 16, D = 4, batches of 8.
-TEST_CASE("emulated trainer: five steps have the bits of the CPU", "[emulated]") {
+TEST_CASE("trainer: five steps have the bits of the CPU", "[emulated]") {
   for (const char* initialisation : {"uniform", "kmeans"})
     for (const char* kind : {"vq_ema", "vq_loss"})
       for (const int64_t channels : {1, 3}) {
@@ -54,7 +55,7 @@ TEST_CASE("emulated trainer: five steps have the bits of the CPU", "[emulated]")
       }
 }
 
-TEST_CASE("emulated trainer: each device resumes the other's checkpoint to the same bits", "[emulated]") {
+TEST_CASE("trainer: each device resumes the other's checkpoint to the same bits", "[emulated]") {
   Lab lab;
   const std::string expected = lab.train("cpu", {}, 12).weights_sha256;
   lab.train("a", {}, 5);
@@ -64,6 +65,18 @@ TEST_CASE("emulated trainer: each device resumes the other's checkpoint to the s
   lab.train("c", {"device=cuda"}, 12);
   CHECK(lab.weights("c") == expected);
   CHECK(lab.metrics("c") == lab.metrics("cpu"));
+}
+
+TEST_CASE("runtime: without cuDNN no device is used and cuda does not fall back", "[emulated][bad-input]") {
+  setenv("SIMT_CONV_PROBLEM", "libcudnn.so.9 cannot be loaded", 1);
+  CHECK(cuda_problem() == "libcudnn.so.9 cannot be loaded");
+  require_error(ErrorKind::device, "libcudnn.so.9 cannot be loaded", "--device cuda",
+                [] { Runtime("cuda", 0); });
+  const Runtime fallback("auto", 0);
+  CHECK(fallback.device() == Device::cpu);
+  CHECK(fallback.note().ends_with("; no GPU used: libcudnn.so.9 cannot be loaded"));
+  unsetenv("SIMT_CONV_PROBLEM");
+  CHECK(Runtime("auto", 0).device() == Device::cuda);
 }
 
 }  // namespace vqlab::testing

@@ -299,6 +299,44 @@ TEST_CASE("emulator: memory ends, and after an error calls fail until reset", "[
   CHECK(a.download(stream)[0] == 1.0f);
 }
 
+__global__ void broken_kernel(float* output) {
+  if (threadIdx.x == 0) __syncthreads();
+  output[0] = 1.0f;
+}
+
+// What VQLAB_SYNC=1 and --sync promise: the error leaves the launch that caused it, under the name of the
+// kernel, and the same for a library's call.
+TEST_CASE("emulator: VQLAB_SYNC decides where a failing kernel is reported", "[emulator]") {
+  const char* value = std::getenv("VQLAB_SYNC");
+  const bool sync = value != nullptr && std::string(value) == "1";
+  reset({.order = Order::lazy});
+  const TestStream stream;
+  const Buffer<float> a({1.0f}, stream, "a");
+  const auto launch_broken = [&] { launch("broken", broken_kernel, {1, 2}, stream, a.data()); };
+  add(stream, a.data(), a.data(), 1, 1.0f);
+  if (sync) {
+    CHECK_THAT(error_of(launch_broken), Contains("kernel 'broken'"));
+  } else {
+    launch_broken();
+    add(stream, a.data(), a.data(), 1, 1.0f);
+    CHECK_THAT(error_of([&] { stream.synchronize(); }), Contains("kernel 'broken'"));
+  }
+
+  // A GPU has no words for what went wrong, only a status, to which check_launch() adds name and place.
+  CHECK_THROWS_AS(add({Device::cuda, nullptr}, a.data(), a.data(), 1, 1.0f), Error);
+  std::string text;
+  try {
+    vqlab::check_launch("gemm", cudaSuccess, stream, Place::current());
+  } catch (const vqlab::Error& error) {
+    text = error.what() + (" at " + error.where());
+  }
+  if (sync)
+    CHECK_THAT(text, Contains("gemm: cudaErrorLaunchFailure") && Contains("test_streams.cpp:"));
+  else
+    CHECK(text == "");
+  reset({});
+}
+
 // ---- a trainer's loop ----
 
 enum class StreamBug { none, no_upload_event, pinned_refilled_early };
