@@ -96,6 +96,20 @@ find_nvcc() {
   return 1
 }
 
+# Whether CMakeLists.txt will find what the CUDA side needs: CUDA 13 or later and cuDNN's headers.
+can_build_cuda() {
+  local nvcc release folder
+  nvcc=$(find_nvcc) || return 1
+  release=$("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\).*/\1/p')
+  ((${release:-0} >= 13)) || return 1
+  folder=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+  for folder in "$folder/include" "${CUDA_HOME:-}/include" "${CUDNN_HOME:-}/include" /usr/include /usr/local/include \
+    /usr/include/x86_64-linux-gnu; do
+    [[ -e $folder/cudnn.h ]] && return 0
+  done
+  return 1
+}
+
 # Configures and builds build/PRESET; does next to nothing when it is up to date.
 build() { # PRESET
   stage configure logged cmake --preset "$1" && stage build logged cmake --build --preset "$1"

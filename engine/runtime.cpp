@@ -7,6 +7,7 @@
 
 #include "kernels/conv/conv2d.hpp"
 #include "kernels/core/annotate.hpp"
+#include "kernels/core/fill.hpp"
 #include "kernels/core/parallel.hpp"
 
 #if VQ_CUDA
@@ -20,6 +21,8 @@ namespace vqlab {
 namespace {
 
 constexpr size_t kAlignment = 256;
+constexpr int64_t kLibraryBytes = 512
+                                  << 20;  // of a GPU, which cuDNN, cuBLASLt and our own code take when loaded
 
 std::string vector_units() {
 #if defined(__x86_64__)
@@ -84,6 +87,14 @@ std::string cuda_problem() {
   if (const cudaError_t error = cudaGetDeviceCount(&devices); error != cudaSuccess)
     return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
   if (devices == 0) return "no CUDA device on this machine";
+  // Makes the context, which a busy or full device refuses, and loads a kernel, which one too old has not.
+  cudaFuncAttributes attributes{};
+  cudaError_t status = cudaFree(nullptr);
+  if (status == cudaSuccess) status = cudaFuncGetAttributes(&attributes, fill_kernel_cuda());
+  if (status != cudaSuccess) {
+    (void)cudaGetLastError();  // told, and not to be told again
+    return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
+  }
   return conv_problem_cuda();
 }
 
@@ -158,7 +169,7 @@ int64_t Runtime::available_device_bytes() const {
   if (device_ == Device::cpu) return available_bytes();
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  return int64_t(free);
+  return std::max(int64_t(0), int64_t(free) - kLibraryBytes);
 }
 
 void Runtime::upload(void* device, const void* host, int64_t bytes, Stream stream) const {

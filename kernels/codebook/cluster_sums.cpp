@@ -1,6 +1,7 @@
 #include "cluster_sums.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "../core/names.hpp"
@@ -55,6 +56,10 @@ void ClusterSumsOp::check() const {
   VQ_REQUIRE(latents.rank == 2 && sums.rank == 2 && sums[1] == latents[1] && counts.size() == sums[0],
              "cluster_sums: latents {}, sums {} and counts {} disagree", latents.shape(), sums.shape(),
              counts.shape());
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  VQ_REQUIRE(latents[0] <= kMost && sums[0] >= 1 && sums[0] < kMost,
+             "cluster_sums: latents {} and sums {} need N and K up to {}", latents.shape(), sums.shape(),
+             kMost);
   VQ_REQUIRE(codes.size() == latents[0], "cluster_sums: {} codes for latents {}", codes.size(),
              latents.shape());
   VQ_REQUIRE(variant == nullptr || variant->supports(latents[0], sums[0], latents[1]),

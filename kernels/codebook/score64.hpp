@@ -8,20 +8,11 @@
 
 namespace vqlab {
 
-// Squared distance of a latent and a code, sum_d (x_d - c_d)^2 in double, d ascending, without fused
-// contraction (-ffp-contract=off on the host, the __d*_rn intrinsics on the device): the same bits
-// everywhere. The code of a latent is the smallest k that attains the minimum.
+// Squared distance of a latent and a code, sum_d (x_d - c_d)^2 in double, d ascending, each operation rounded
+// (add_square): the same bits everywhere. The code of a latent is the smallest k that attains the minimum.
 VQ_HOST_DEVICE inline double score64(const float* latent, const float* code, int64_t D) {
   double sum = 0.0;
-  for (int64_t d = 0; d < D; ++d) {
-#if defined(__CUDA_ARCH__)
-    const double difference = __dsub_rn(double(latent[d]), double(code[d]));
-    sum = __dadd_rn(sum, __dmul_rn(difference, difference));
-#else
-    const double difference = double(latent[d]) - double(code[d]);
-    sum += difference * difference;
-#endif
-  }
+  for (int64_t d = 0; d < D; ++d) sum = add_square(sum, double(latent[d]) - double(code[d]));
   return sum;
 }
 
@@ -29,10 +20,8 @@ VQ_HOST_DEVICE inline double score64(const float* latent, const float* code, int
 // stop.
 VQ_HOST_DEVICE inline double score64_below(const float* latent, const float* code, int64_t D, double limit) {
   double sum = 0.0;
-  for (int64_t d = 0; d < D && !(sum >= limit); ++d) {
-    const double difference = double(latent[d]) - double(code[d]);
-    sum += difference * difference;
-  }
+  for (int64_t d = 0; d < D && !(sum >= limit); ++d)
+    sum = add_square(sum, double(latent[d]) - double(code[d]));
   return sum;
 }
 

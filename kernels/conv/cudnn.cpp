@@ -46,7 +46,9 @@ void cudnn_check(cudnnStatus_t status, const std::string& call, std::source_loca
   if (status == CUDNN_STATUS_SUCCESS) return;
   std::array<char, 1024> message{};
   cudnn().cudnnGetLastErrorString(message.data(), message.size());
-  throw Error(ErrorKind::failed,
+  const bool memory = status == CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED ||
+                      status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED;
+  throw Error(memory ? ErrorKind::resources : ErrorKind::failed,
               fmt::format("{}: {}: {}", call, cudnn().cudnnGetErrorString(status), message.data()),
               "CUDNN_LOGLEVEL_DBG=2 and CUDNN_LOGDEST_DBG=stderr make cuDNN say more", "", at);
 }

@@ -42,13 +42,16 @@ namespace vqlab {
 inline void cuda_check(cudaError_t status, const char* what,
                        std::source_location at = std::source_location::current()) {
   if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // whoever asks next, CUB for one, is not to be told again
   ErrorKind kind = ErrorKind::failed;
   const char* hint = "set VQLAB_SYNC=1: a kernel that fails is then named";
   if (status == cudaErrorMemoryAllocation) {
     kind = ErrorKind::resources;
     hint = "use a smaller batch, or free the memory of the GPU";
   } else if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver ||
-             status == cudaErrorInvalidDevice) {
+             status == cudaErrorInvalidDevice || status == cudaErrorNoKernelImageForDevice ||
+             status == cudaErrorUnsupportedPtxVersion || status == cudaErrorDevicesUnavailable ||
+             status == cudaErrorSystemNotReady) {
     kind = ErrorKind::device;
     hint = "use --device cpu, or install a driver that supports this CUDA version";
   }

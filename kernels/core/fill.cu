@@ -4,15 +4,13 @@
 // bytes. Ran on an H200; not timed.
 #include "fill.hpp"
 
-#include <algorithm>
-
 #include "cuda.hpp"
+#include "grid.hpp"
 
 namespace vqlab {
 namespace {
 
 constexpr int64_t kBlock = 256;
-constexpr int64_t kMaxGrid = 4096;  // several waves of blocks on every GPU; larger outputs loop
 
 __global__ void fill_kernel(float* output, int64_t size, float value) {
   const int64_t stride = int64_t(gridDim.x) * kBlock;
@@ -21,11 +19,13 @@ __global__ void fill_kernel(float* output, int64_t size, float value) {
 
 }  // namespace
 
+const void* fill_kernel_cuda() { return reinterpret_cast<const void*>(fill_kernel); }
+
 void run_cuda(const FillOp& op, Stream stream) {
   const int64_t size = op.output.size();
   if (size == 0) return;
-  const auto grid = unsigned(std::min(kMaxGrid, (size + kBlock - 1) / kBlock));
-  launch("fill", fill_kernel, {grid, unsigned(kBlock)}, stream, op.output.data, size, op.value);
+  launch("fill", fill_kernel, {elementwise_grid(size, kBlock), unsigned(kBlock)}, stream, op.output.data,
+         size, op.value);
 }
 
 }  // namespace vqlab

@@ -17,4 +17,7 @@ struct FillOp {
 void run_cpu(const FillOp& op);
 void run_cuda(const FillOp& op, Stream stream);
 
+// A kernel of this binary, to ask a device whether it can run what the binary holds.
+const void* fill_kernel_cuda();
+
 }  // namespace vqlab

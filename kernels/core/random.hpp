@@ -64,7 +64,7 @@ class Permutation {
 
   RandomKey key_;
   uint64_t size_;
-  int half_bits_ = 1;  // sizes up to 2^64 with halves of 32 bits
+  int half_bits_ = 1;  // sizes up to 2^62
 };
 
 }  // namespace vqlab

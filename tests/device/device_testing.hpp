@@ -55,7 +55,7 @@ class DeviceArray {
 
  private:
   static constexpr int64_t kBand = 256;
-  static constexpr unsigned char kPattern = 0xA5;
+  static constexpr unsigned char kPattern = 0xFF;  // NaN, so that what reads it does not pass unnoticed
 
   int64_t bytes() const { return 2 * kBand + (offset_ + size_) * int64_t(sizeof(T)); }
   View<const unsigned char> memory() const {

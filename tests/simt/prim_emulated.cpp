@@ -1,10 +1,12 @@
-// On the emulated device CUB is replaced by the standard library, run in stream order.
-#include "kernels/core/prim.hpp"
+// On the emulated device CUB is replaced by Thrust's backend for plain C++, run in stream order.
+#define THRUST_DEVICE_SYSTEM THRUST_DEVICE_SYSTEM_CPP
+#include <thrust/copy.h>
+#include <thrust/execution_policy.h>
+#include <thrust/sort.h>
 
-#include <algorithm>
 #include <cstring>
-#include <numeric>
-#include <vector>
+
+#include "kernels/core/prim.hpp"
 
 #include "streams.hpp"
 
@@ -25,15 +27,13 @@ void sort_pairs(int32_t* keys_out, int32_t* values_out, const int32_t* keys, con
        simt::writes(values_out, count * 4), simt::writes(scratch.data, bytes)},
       [=] {
         std::memset(scratch.data, 0xFF, size_t(bytes));
-        std::vector<int64_t> order(static_cast<size_t>(count));
-        std::iota(order.begin(), order.end(), 0);
+        thrust::copy(thrust::host, keys, keys + count, keys_out);
+        thrust::copy(thrust::host, values, values + count, values_out);
         // Only these bits count, as in a radix sort.
-        const auto key = [=](int64_t i) { return uint32_t(keys[i]) & ((1u << bits) - 1); };
-        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
-        for (int64_t i = 0; i < count; ++i) {
-          keys_out[i] = keys[order[size_t(i)]];
-          values_out[i] = values[order[size_t(i)]];
-        }
+        const uint32_t mask = (1u << bits) - 1;
+        thrust::stable_sort_by_key(
+            thrust::host, keys_out, keys_out + count, values_out,
+            [=](int32_t a, int32_t b) { return (uint32_t(a) & mask) < (uint32_t(b) & mask); });
       });
 }
 
