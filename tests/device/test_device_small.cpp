@@ -1,9 +1,12 @@
 // The small codebook ops on the device, against their CPU implementations, bit for bit.
+#include <cmath>
+
 #include "device_testing.hpp"
 #include "kernels/codebook/ema_update.hpp"
 #include "kernels/codebook/health.hpp"
 #include "kernels/codebook/restart.hpp"
 #include "kernels/codebook/straight_through.hpp"
+#include "kernels/core/copy.hpp"
 #include "on_both.hpp"
 
 namespace vqlab::testing {
@@ -36,6 +39,15 @@ const std::vector<Sizes>& straight_through_sizes() {
 }
 
 }  // namespace
+
+TEST_CASE("device testing: what reads past the ends of an array gets NaN", "[kernels]") {
+  const DeviceArray<float> input(std::vector<float>{1.0f, 2.0f, 3.0f}), output(5);
+  run(CopyOp{.output = output.view(), .input = {input.data() - 1, {5}}}, device_stream());
+  const std::vector<float> read = output.download();
+  CHECK(std::isnan(read[0]));
+  CHECK(read[2] == 2.0f);
+  CHECK(std::isnan(read[4]));
+}
 
 TEST_CASE("device: straight through quantizes and measures as on the CPU", "[kernels]") {
   for (const Sizes& s : straight_through_sizes())
