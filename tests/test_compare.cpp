@@ -17,8 +17,8 @@ using testing::require_failure;
 using testing::run_vqlab;
 
 // A variant with a planted defect: the default's answer, then `spoil`.
-template <void (*spoil)(const LookupOp&)>
-LookupVariant planted() {
+template <class Op, const Variant<Op>& (*right)(), void (*spoil)(const Op&)>
+Variant<Op> spoiled() {
   return {.name = "planted",
           .device = Device::cpu,
           .idea = "",
@@ -26,10 +26,20 @@ LookupVariant planted() {
           .supports = [](int64_t, int64_t, int64_t) { return true; },
           .scratch_bytes = [](int64_t, int64_t, int64_t) { return int64_t(0); },
           .run =
-              [](const LookupOp& op, Stream stream) {
-                find_lookup_variant(Device::cpu, "oracle").run(op, stream);
+              [](const Op& op, Stream stream) {
+                right().run(op, stream);
                 spoil(op);
               }};
+}
+const LookupVariant& right_lookup() { return find_lookup_variant(Device::cpu, "oracle"); }
+const ClusterSumsVariant& right_sums() { return *cluster_sums_variants(Device::cpu).front(); }
+template <void (*spoil)(const LookupOp&)>
+LookupVariant planted() {
+  return spoiled<LookupOp, right_lookup, spoil>();
+}
+template <void (*spoil)(const ClusterSumsOp&)>
+ClusterSumsVariant planted_sums() {
+  return spoiled<ClusterSumsOp, right_sums, spoil>();
 }
 void spoil_nothing(const LookupOp&) {}
 void spoil_last_row(const LookupOp& op) {
@@ -49,20 +59,6 @@ void spoil_ties(const LookupOp& op) {
 }
 void spoil_report(const LookupOp& op) { op.first_bad_row.data[0] = 0; }
 
-template <void (*spoil)(const ClusterSumsOp&)>
-ClusterSumsVariant planted_sums() {
-  return {.name = "planted",
-          .device = Device::cpu,
-          .idea = "",
-          .exact = true,
-          .supports = [](int64_t, int64_t, int64_t) { return true; },
-          .scratch_bytes = [](int64_t, int64_t, int64_t) { return int64_t(0); },
-          .run =
-              [](const ClusterSumsOp& op, Stream stream) {
-                cluster_sums_variants(Device::cpu).front()->run(op, stream);
-                spoil(op);
-              }};
-}
 void spoil_nothing(const ClusterSumsOp&) {}
 void spoil_count(const ClusterSumsOp& op) { ++op.counts.data[0]; }
 void spoil_last_bit(const ClusterSumsOp& op) {

@@ -7,6 +7,7 @@
 #include "kernels/codebook/lookup.hpp"
 #include "kernels/core/names.hpp"
 #include "kernels/core/parallel.hpp"
+#include "lookup_problems.hpp"
 #include "testing.hpp"
 
 namespace vqlab {
@@ -18,10 +19,8 @@ using testing::normal_floats;
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-struct Problem {
-  int64_t N, K, D;
-  std::vector<float> latents, codebook;
-};
+using Problem = testing::LookupProblem;
+using testing::gaussian, testing::nearly_tied, testing::tied;
 
 // The definition, written again: squared distances in double, the lowest code at the minimum. `ties` counts
 // the latents whose minimum is attained by several codes.
@@ -110,36 +109,6 @@ void require_codes(const Problem& p, const std::vector<int32_t>& expected, int32
       REQUIRE(codes[size_t(n)] == expected[size_t(n)]);
     }
   }
-}
-
-Problem gaussian(int64_t N, int64_t K, int64_t D, uint64_t seed, float scale = 1.0f) {
-  Problem p{N, K, D, normal_floats(N * D, seed), normal_floats(K * D, seed + 1)};
-  for (float& x : p.latents) x *= scale;
-  for (float& c : p.codebook) c *= scale;
-  return p;
-}
-
-// Small integers and every code twice: exact ties within a cell of codes, across cells, and with the copy.
-Problem tied(int64_t N, int64_t K, int64_t D, uint64_t seed) {
-  Problem p = gaussian(N, K, D, seed);
-  for (float& x : p.latents) x = std::round(x);
-  for (float& c : p.codebook) c = std::round(c);
-  for (int64_t i = K / 2 * D; i < 2 * (K / 2) * D; ++i)
-    p.codebook[size_t(i)] = p.codebook[size_t(i - K / 2 * D)];
-  return p;
-}
-
-// Pairs of codes `distance` apart that differ in the last bit of one element.
-Problem nearly_tied(int64_t N, int64_t K, int64_t D, int64_t distance, uint64_t seed) {
-  Problem p = gaussian(N, K, D, seed);
-  for (int64_t k = 0; k + distance < K; ++k) {
-    if (k / distance % 2 != 0) continue;
-    for (int64_t d = 0; d < D; ++d)
-      p.codebook[size_t((k + distance) * D + d)] = p.codebook[size_t(k * D + d)];
-    float& element = p.codebook[size_t((k + distance) * D + k % D)];
-    element = std::nextafter(element, k % 3 == 0 ? kInf : -kInf);
-  }
-  return p;
 }
 
 void require_exact(const Problem& p) { require_codes(p, nearest_codes(p)); }

@@ -1,10 +1,6 @@
 #include "cluster_sums.hpp"
 
-#include <algorithm>
 #include <limits>
-#include <vector>
-
-#include "../core/names.hpp"
 
 namespace vqlab {
 
@@ -38,18 +34,6 @@ constexpr const ClusterSumsVariant* kCudaVariants[] = {
 };
 #endif
 
-void run_variant(const ClusterSumsOp& op, Stream stream) {
-  const int64_t N = op.latents[0], K = op.sums[0], D = op.sums[1];
-  require_scratch("cluster_sums", op.scratch, cluster_sums_scratch_bytes(stream.device, N, K, D));
-  const ClusterSumsVariant* chosen = op.variant;
-  for (const ClusterSumsVariant* variant : cluster_sums_variants(stream.device))
-    if (chosen == nullptr && variant->supports(N, K, D)) chosen = variant;
-  VQ_REQUIRE(chosen != nullptr && chosen->device == stream.device,
-             "cluster_sums: no variant of this device for latents {} and sums {}", op.latents.shape(),
-             op.sums.shape());
-  chosen->run(op, stream);
-}
-
 }  // namespace
 
 void ClusterSumsOp::check() const {
@@ -68,13 +52,10 @@ void ClusterSumsOp::check() const {
 }
 
 int64_t cluster_sums_scratch_bytes(Device device, int64_t N, int64_t K, int64_t D) {
-  int64_t bytes = 0;
-  for (const ClusterSumsVariant* variant : cluster_sums_variants(device))
-    if (variant->supports(N, K, D)) bytes = std::max(bytes, variant->scratch_bytes(N, K, D));
-  return bytes;
+  return most_scratch_bytes(cluster_sums_variants(device), N, K, D);
 }
 
-std::span<const ClusterSumsVariant* const> cluster_sums_variants(Device device) {
+VariantTable<ClusterSumsOp> cluster_sums_variants(Device device) {
 #if VQ_CUDA
   if (device == Device::cuda) return kCudaVariants;
 #endif
@@ -83,24 +64,19 @@ std::span<const ClusterSumsVariant* const> cluster_sums_variants(Device device) 
 }
 
 const ClusterSumsVariant& find_cluster_sums_variant(Device device, std::string_view name) {
-  std::vector<std::string_view> names;
-  for (const ClusterSumsVariant* variant : cluster_sums_variants(device)) {
-    if (variant->name == name) return *variant;
-    names.push_back(variant->name);
-  }
-  const std::string near = nearest_name(name, names);
-  throw Error(
-      ErrorKind::usage, fmt::format("unknown cluster_sums variant '{}'", name),
-      near.empty()
-          ? "`vqlab compare --op cluster_sums --list` shows all"
-          : fmt::format("did you mean '{}'? `vqlab compare --op cluster_sums --list` shows all", near),
-      "--variant");
+  return named_variant("cluster_sums", cluster_sums_variants(device), name);
 }
 
-void run_cpu(const ClusterSumsOp& op) { run_variant(op, Stream{}); }
+void run_cpu(const ClusterSumsOp& op) {
+  run_variant("cluster_sums", op, cluster_sums_variants(Device::cpu), op.latents[0], op.sums[0],
+              op.latents[1], Stream{});
+}
 
 #if VQ_CUDA
-void run_cuda(const ClusterSumsOp& op, Stream stream) { run_variant(op, stream); }
+void run_cuda(const ClusterSumsOp& op, Stream stream) {
+  run_variant("cluster_sums", op, cluster_sums_variants(Device::cuda), op.latents[0], op.sums[0],
+              op.latents[1], stream);
+}
 #endif
 
 }  // namespace vqlab

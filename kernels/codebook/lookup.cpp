@@ -1,10 +1,6 @@
 #include "lookup.hpp"
 
-#include <algorithm>
 #include <limits>
-#include <vector>
-
-#include "../core/names.hpp"
 
 namespace vqlab {
 
@@ -38,18 +34,6 @@ constexpr const LookupVariant* kCudaVariants[] = {
 };
 #endif
 
-void run_variant(const LookupOp& op, Stream stream) {
-  const int64_t N = op.latents[0], K = op.codebook[0], D = op.latents[1];
-  require_scratch("lookup", op.scratch, lookup_scratch_bytes(stream.device, N, K, D));
-  const LookupVariant* chosen = op.variant;
-  for (const LookupVariant* variant : lookup_variants(stream.device))
-    if (chosen == nullptr && variant->supports(N, K, D)) chosen = variant;
-  VQ_REQUIRE(chosen != nullptr && chosen->device == stream.device,
-             "lookup: no variant of this device for latents {} and codebook {}", op.latents.shape(),
-             op.codebook.shape());
-  chosen->run(op, stream);
-}
-
 }  // namespace
 
 void LookupOp::check() const {
@@ -69,13 +53,10 @@ void LookupOp::check() const {
 }
 
 int64_t lookup_scratch_bytes(Device device, int64_t N, int64_t K, int64_t D) {
-  int64_t bytes = 0;
-  for (const LookupVariant* variant : lookup_variants(device))
-    if (variant->supports(N, K, D)) bytes = std::max(bytes, variant->scratch_bytes(N, K, D));
-  return bytes;
+  return most_scratch_bytes(lookup_variants(device), N, K, D);
 }
 
-std::span<const LookupVariant* const> lookup_variants(Device device) {
+VariantTable<LookupOp> lookup_variants(Device device) {
 #if VQ_CUDA
   if (device == Device::cuda) return kCudaVariants;
 #endif
@@ -84,22 +65,19 @@ std::span<const LookupVariant* const> lookup_variants(Device device) {
 }
 
 const LookupVariant& find_lookup_variant(Device device, std::string_view name) {
-  std::vector<std::string_view> names;
-  for (const LookupVariant* variant : lookup_variants(device)) {
-    if (variant->name == name) return *variant;
-    names.push_back(variant->name);
-  }
-  const std::string near = nearest_name(name, names);
-  throw Error(ErrorKind::usage, fmt::format("unknown lookup variant '{}'", name),
-              near.empty() ? "`vqlab compare --list` shows all"
-                           : fmt::format("did you mean '{}'? `vqlab compare --list` shows all", near),
-              "--variant");
+  return named_variant("lookup", lookup_variants(device), name);
 }
 
-void run_cpu(const LookupOp& op) { run_variant(op, Stream{}); }
+void run_cpu(const LookupOp& op) {
+  run_variant("lookup", op, lookup_variants(Device::cpu), op.latents[0], op.codebook[0], op.latents[1],
+              Stream{});
+}
 
 #if VQ_CUDA
-void run_cuda(const LookupOp& op, Stream stream) { run_variant(op, stream); }
+void run_cuda(const LookupOp& op, Stream stream) {
+  run_variant("lookup", op, lookup_variants(Device::cuda), op.latents[0], op.codebook[0], op.latents[1],
+              stream);
+}
 #endif
 
 }  // namespace vqlab

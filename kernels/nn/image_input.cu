@@ -8,6 +8,7 @@
 
 #include "../core/elementwise.cuh"
 #include "../core/grid.hpp"
+#include "image_placement.hpp"
 
 namespace vqlab {
 namespace {
@@ -20,29 +21,6 @@ struct Sides {
   int H, W, C, OH, OW, OC;  // of an image and of an output image
 };
 
-struct Placement {
-  bool flipped;
-  int shift_y, shift_x;
-};
-
-__device__ int draw_shift(uint32_t bits, int64_t shift) {
-  return int(int64_t(uint64_t(bits) * uint64_t(2 * shift + 1) >> 32) - shift);
-}
-
-__device__ Placement place_image(const StepState* state, int64_t image, bool flip, int64_t shift,
-                                 uint64_t seed) {
-  if (!flip && shift == 0) return {false, 0, 0};
-  const RandomKey key{.seed = seed, .step = uint32_t(state->epoch), .use = RandomUse::augment, .tensor = 0};
-  const auto bits = random_bits(key, uint64_t(state->first_index + image));
-  return {flip && bits.v[0] >> 31 != 0, draw_shift(bits.v[1], shift), draw_shift(bits.v[2], shift)};
-}
-
-// Source of an output coordinate: the padding repeats the last pixel of the placed image.
-__device__ int source(int out, int side, bool flipped, int shift) {
-  const int placed = min(out, side - 1);
-  return max(0, min((flipped ? side - 1 - placed : placed) + shift, side - 1));
-}
-
 template <int kWidth>
 __global__ void image_input_kernel(float* output,           // (B, OH, OW, OC)
                                    const uint8_t* images,   // (B, H, W, C)
@@ -50,18 +28,18 @@ __global__ void image_input_kernel(float* output,           // (B, OH, OW, OC)
                                    int64_t B, Sides sides, bool flip, int64_t shift, uint64_t seed) {
   const auto [H, W, C, OH, OW, OC] = sides;
   for (int64_t image = blockIdx.y; image < B; image += gridDim.y) {
-    const Placement place = place_image(state, image, flip, shift, seed);
+    const ImagePlacement place = place_image(state, image, flip, shift, seed);
     const uint8_t* bytes = images + image * H * W * C;
     float* to = output + image * OH * OW * OC;
     for (int pixel = int(blockIdx.x * kBlock + threadIdx.x); pixel < OH * OW;
          pixel += int(gridDim.x * kBlock)) {
       const int y = pixel / OW, x = pixel - y * OW;
-      const uint8_t* from =
-          bytes +
-          (int64_t(source(y, H, false, place.shift_y)) * W + source(x, W, place.flipped, place.shift_x)) * C;
+      const uint8_t* from = bytes + (int64_t(source_pixel(y, H, false, place.shift_y)) * W +
+                                     source_pixel(x, W, place.flipped, place.shift_x)) *
+                                        C;
       for (int c = 0; c < OC; c += kWidth) {
         Floats<kWidth> values;
-        for (int w = 0; w < kWidth; ++w) values.at[w] = c + w < C ? float(from[c + w]) / 255.0f - 0.5f : 0.0f;
+        for (int w = 0; w < kWidth; ++w) values.at[w] = c + w < C ? normalise(from[c + w]) : 0.0f;
         store_floats<kWidth>(to + int64_t(pixel) * OC + c, values);
       }
     }

@@ -54,19 +54,6 @@ __global__ void poison_gate_kernel(int32_t* poisoned,             // (1)
   *poisoned = bad || next.halted_at >= 0;
 }
 
-// As adam_factors of optimizer.cpp.
-struct AdamFactors {
-  float gradient_scale, rate1, correction2;
-};
-
-__device__ AdamFactors adam_factors(const StepState& state, const OptimizerState& optimizer,
-                                    float squared_norm, float clip) {
-  const float norm = sqrtf(squared_norm);
-  return {clip > 0.0f && norm > clip ? clip / norm : 1.0f,
-          state.learning_rate / (1.0f - float(optimizer.beta1_power)),
-          1.0f / (1.0f - float(optimizer.beta2_power))};
-}
-
 template <int kWidth>
 __global__ void adam_kernel(float* weights,                   // (size)
                             float* moment1,                   // (size)

@@ -2,6 +2,8 @@
 // weights.
 #pragma once
 
+#include <cmath>
+
 #include "../core/op.hpp"
 #include "../core/step_state.hpp"
 #include "../core/tree_sum.hpp"
@@ -47,6 +49,20 @@ struct AdamOp {
   float clip;                             // largest gradient norm; 0 = off
   void check() const;
 };
+
+// What all weights of a step have in common.
+struct AdamFactors {
+  float gradient_scale;  // of the clip
+  float rate1;           // learning_rate / (1 - beta1^t)
+  float correction2;     // 1 / (1 - beta2^t)
+};
+VQ_HOST_DEVICE inline AdamFactors adam_factors(const StepState& state, const OptimizerState& optimizer,
+                                               float squared_norm, float clip) {
+  const float norm = std::sqrt(squared_norm);
+  return {.gradient_scale = clip > 0.0f && norm > clip ? clip / norm : 1.0f,
+          .rate1 = state.learning_rate / (1.0f - float(optimizer.beta1_power)),
+          .correction2 = 1.0f / (1.0f - float(optimizer.beta2_power))};
+}
 
 void run_cpu(const GradientNormOp& op);
 void run_cuda(const GradientNormOp& op, Stream stream);

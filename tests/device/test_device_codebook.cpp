@@ -9,15 +9,13 @@
 #include "kernels/codebook/kmeans.hpp"
 #include "kernels/codebook/lookup.hpp"
 #include "kernels/core/prim.hpp"
+#include "lookup_problems.hpp"
 #include "on_both.hpp"
 
 namespace vqlab::testing {
 namespace {
 
-struct Problem {
-  int64_t N, K, D;
-  std::vector<float> latents, codebook;
-};
+using Problem = LookupProblem;
 
 struct Found {
   std::vector<int32_t> codes, first_bad_row;
@@ -68,34 +66,6 @@ void require_found(const Problem& p, const Found& expected, int64_t offset) {
 void require_exact(const Problem& p, int64_t offset = 1) {
   const Found expected = expected_codes(p);
   for_few_schedules([&] { require_found(p, expected, offset); });
-}
-
-Problem gaussian(int64_t N, int64_t K, int64_t D, uint64_t seed, float scale = 1.0f) {
-  Problem p{N, K, D, normal_floats(N * D, seed), normal_floats(K * D, seed + 1)};
-  for (float& x : p.latents) x *= scale;
-  for (float& c : p.codebook) c *= scale;
-  return p;
-}
-
-// Small integers and every code twice: exact ties near and far.
-Problem tied(int64_t N, int64_t K, int64_t D, uint64_t seed) {
-  Problem p = gaussian(N, K, D, seed);
-  for (float& x : p.latents) x = std::round(x);
-  for (float& c : p.codebook) c = std::round(c);
-  std::copy_n(p.codebook.begin(), K / 2 * D, p.codebook.begin() + K / 2 * D);
-  return p;
-}
-
-// Pairs of codes `distance` apart that differ in the last bit of one element.
-Problem nearly_tied(int64_t N, int64_t K, int64_t D, int64_t distance, uint64_t seed) {
-  Problem p = gaussian(N, K, D, seed);
-  for (int64_t k = 0; k + distance < K; ++k) {
-    if (k / distance % 2 != 0) continue;
-    std::copy_n(p.codebook.begin() + k * D, D, p.codebook.begin() + (k + distance) * D);
-    float& element = p.codebook[size_t((k + distance) * D + k % D)];
-    element = std::nextafter(element, k % 3 == 0 ? kInf : -kInf);
-  }
-  return p;
 }
 
 // Codes below K: evenly spread, or `share` of them in code K / 2.
