@@ -22,6 +22,12 @@ void for_each_schedule(const std::function<void()>& body);
 // The same for few schedules: for bodies that take long.
 void for_few_schedules(const std::function<void()>& body);
 
+// What device memory holds, for emulated devices that check: nobody may touch it; nobody may read it before
+// it is written; all is allowed.
+enum class Bytes { nobodys, undefined, defined };
+bool memory_is_checked();
+void tell_checkers(const void* address, int64_t bytes, Bytes what);
+
 // An array on the device between two guard bands, its start shifted by `offset` elements from alignment.
 template <class T>
 class DeviceArray {
@@ -31,6 +37,7 @@ class DeviceArray {
     std::vector<T> poison(size_t(size), T{});
     if (size > 0) std::memset(static_cast<void*>(poison.data()), 0xFF, poison.size() * sizeof(T));
     allocate(poison);
+    tell_checkers(data(), size_ * int64_t(sizeof(T)), Bytes::undefined);
   }
   explicit DeviceArray(const std::vector<T>& values, int64_t offset = 0)
       : size_(int64_t(values.size())), offset_(offset) {
@@ -42,7 +49,9 @@ class DeviceArray {
   View<T> view() const { return View<T>(data(), {size_}); }
   // The values, after everything enqueued; fails the test if a guard band was written.
   std::vector<T> download() const {
+    mark_bands(Bytes::defined);
     const std::vector<unsigned char> bytes = to_host(memory(), device_runtime());
+    mark_bands(Bytes::nobodys);
     const size_t begin = size_t(kBand) + size_t(offset_) * sizeof(T), end = begin + size_t(size_) * sizeof(T);
     for (size_t i = 0; i < bytes.size(); ++i)
       if ((i < begin || i >= end) && bytes[i] != kPattern)
@@ -69,6 +78,12 @@ class DeviceArray {
                   values.size() * sizeof(T));
     device_runtime().upload(block_.get(), image.data(), bytes(), device_stream());
     synchronize();
+    mark_bands(Bytes::nobodys);
+  }
+  void mark_bands(Bytes what) const {
+    const auto* end = reinterpret_cast<const std::byte*>(data() + size_);
+    tell_checkers(block_.get(), kBand + offset_ * int64_t(sizeof(T)), what);
+    tell_checkers(end, kBand, what);
   }
 
   int64_t size_, offset_;

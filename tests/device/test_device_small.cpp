@@ -41,6 +41,7 @@ const std::vector<Sizes>& straight_through_sizes() {
 }  // namespace
 
 TEST_CASE("device testing: what reads past the ends of an array gets NaN", "[kernels]") {
+  if (memory_is_checked()) return;  // it would be an error
   const DeviceArray<float> input(std::vector<float>{1.0f, 2.0f, 3.0f}), output(5);
   run(CopyOp{.output = output.view(), .input = {input.data() - 1, {5}}}, device_stream());
   const std::vector<float> read = output.download();

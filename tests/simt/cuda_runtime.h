@@ -14,6 +14,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "race.hpp"
 #include "simt.hpp"
 #include "streams.hpp"
 
@@ -46,9 +47,9 @@ inline int __syncthreads_count(int predicate, SIMT_PLACE) {
 }
 inline int __syncthreads_and(int predicate, SIMT_PLACE) { return simt::block_barrier(predicate, place).all; }
 inline int __syncthreads_or(int predicate, SIMT_PLACE) { return simt::block_barrier(predicate, place).any; }
-inline void __threadfence() {}  // one OS thread: all memory is in order
+inline void __threadfence() { simt::race::fence(); }  // one OS thread: all memory is in order
 inline void __threadfence_block() {}
-inline void __threadfence_system() {}
+inline void __threadfence_system() { simt::race::fence(); }
 inline void __nanosleep(unsigned) { simt::yield(); }
 [[noreturn]] inline void __trap(SIMT_PLACE) { simt::fail("trap", "__trap()", place); }
 
@@ -166,7 +167,6 @@ struct Reduce {
     return result;
   }
 };
-inline void only_meet(uint32_t, void**) {}
 
 }  // namespace simt
 
@@ -221,7 +221,7 @@ SIMT_REDUCE(__reduce_or_sync, bit_or, unsigned)
 SIMT_REDUCE(__reduce_xor_sync, bit_xor, unsigned)
 #undef SIMT_REDUCE
 inline void __syncwarp(unsigned mask = 0xffffffffu, SIMT_PLACE) {
-  simt::meet("__syncwarp", mask, simt::only_meet, nullptr, place);
+  simt::meet("__syncwarp", mask, simt::order_lanes, nullptr, place);
 }
 inline unsigned __activemask() { return simt::active_mask(); }
 
@@ -237,8 +237,9 @@ template <class T>
 concept AtomicNumber = AtomicInteger<T> || OneOf<T, float, double>;
 
 template <class T>
-T exchange_atomically(T* address, auto&& next) {
+[[gnu::no_sanitize("thread")]] T exchange_atomically(T* address, auto&& next, Place place) {
   maybe_yield();
+  race::touch(address, sizeof(T), race::Kind::atomic, place);
   const T before = *address;
   *address = next(before);
   return before;
@@ -247,38 +248,45 @@ T exchange_atomically(T* address, auto&& next) {
 }  // namespace simt
 
 template <simt::AtomicNumber T>
-T atomicAdd(T* address, std::type_identity_t<T> value) {
-  return simt::exchange_atomically(address, [=](T before) { return T(before + value); });
+T atomicAdd(T* address, std::type_identity_t<T> value, SIMT_PLACE) {
+  return simt::exchange_atomically(
+      address, [=](T before) { return T(before + value); }, place);
 }
 template <simt::OneOf<int, unsigned> T>
-T atomicSub(T* address, std::type_identity_t<T> value) {
-  return simt::exchange_atomically(address, [=](T before) { return T(before - value); });
+T atomicSub(T* address, std::type_identity_t<T> value, SIMT_PLACE) {
+  return simt::exchange_atomically(
+      address, [=](T before) { return T(before - value); }, place);
 }
 template <simt::AtomicInteger T>
-T atomicMin(T* address, std::type_identity_t<T> value) {
-  return simt::exchange_atomically(address, [=](T before) { return std::min(before, value); });
+T atomicMin(T* address, std::type_identity_t<T> value, SIMT_PLACE) {
+  return simt::exchange_atomically(
+      address, [=](T before) { return std::min(before, value); }, place);
 }
 template <simt::AtomicInteger T>
-T atomicMax(T* address, std::type_identity_t<T> value) {
-  return simt::exchange_atomically(address, [=](T before) { return std::max(before, value); });
+T atomicMax(T* address, std::type_identity_t<T> value, SIMT_PLACE) {
+  return simt::exchange_atomically(
+      address, [=](T before) { return std::max(before, value); }, place);
 }
 template <simt::AtomicInteger T>
-T atomicAnd(T* address, std::type_identity_t<T> value) {
-  return simt::exchange_atomically(address, [=](T before) { return before & value; });
+T atomicAnd(T* address, std::type_identity_t<T> value, SIMT_PLACE) {
+  return simt::exchange_atomically(
+      address, [=](T before) { return before & value; }, place);
 }
 template <simt::AtomicInteger T>
-T atomicOr(T* address, std::type_identity_t<T> value) {
-  return simt::exchange_atomically(address, [=](T before) { return before | value; });
+T atomicOr(T* address, std::type_identity_t<T> value, SIMT_PLACE) {
+  return simt::exchange_atomically(
+      address, [=](T before) { return before | value; }, place);
 }
 template <class T>
 requires(simt::AtomicInteger<T> || std::is_same_v<T, float>) T
-    atomicExch(T* address, std::type_identity_t<T> value) {
-  return simt::exchange_atomically(address, [=](T) { return value; });
+    atomicExch(T* address, std::type_identity_t<T> value, SIMT_PLACE) {
+  return simt::exchange_atomically(
+      address, [=](T) { return value; }, place);
 }
 template <simt::AtomicInteger T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  const T before =
-      simt::exchange_atomically(address, [=](T found) { return found == expected ? value : found; });
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value, SIMT_PLACE) {
+  const T before = simt::exchange_atomically(
+      address, [=](T found) { return found == expected ? value : found; }, place);
   if (before != expected) simt::yield();  // so that a loop around it lets the others go on
   return before;
 }

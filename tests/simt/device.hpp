@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 
+#include "race.hpp"
 #include "streams.hpp"
 
 namespace simt {
@@ -34,6 +35,8 @@ struct Operation {
   std::string name;
   Place at;
   std::shared_ptr<std::string> stream;
+  Clock known;                  // what it comes after
+  mutable uint32_t number = 0;  // of the race checker
 };
 
 struct Touch {
@@ -78,6 +81,7 @@ struct QueueItem {
   std::shared_ptr<Recording> record, wait;
   std::vector<Access> accesses;
   std::function<void()> function;
+  bool is_kernel = false;  // its accesses are its instructions, else those declared
 };
 
 }  // namespace simt
@@ -113,6 +117,7 @@ Device& device();
 // ---- memory.cpp ----
 Allocation* find_allocation(const void* address);  // also for the address just after its end
 std::vector<Part*> parts_of(Allocation& allocation, const Access& access);
+unsigned char* end_of_part(const Allocation& allocation, const unsigned char* address);
 std::string name_at(Allocation& allocation, const void* address);
 Allocation* allocate_memory(size_t bytes, bool pinned);  // null: no memory
 void free_memory(void* data);

@@ -1,5 +1,9 @@
 // The schedules of the device tests on the emulated device.
 #include "device_testing.hpp"
+#include "race.hpp"
+#if defined(SIMT_ASAN)
+#include <sanitizer/asan_interface.h>
+#endif
 #include "simt.hpp"
 
 namespace vqlab::testing {
@@ -24,21 +28,43 @@ void run_under(const Schedule& schedule, const std::function<void()>& body) {
   body();
 }
 
+// The race checker and AddressSanitizer see under one schedule what they see under any.
+void run_under_all(std::vector<Schedule> schedules, const std::function<void()>& body) {
+  if (memory_is_checked()) schedules = {{Policy::random, Order::random, 1}};
+  for (const Schedule& schedule : schedules) run_under(schedule, body);
+}
+
 }  // namespace
 
+bool memory_is_checked() {
+#if defined(SIMT_RACE) || defined(SIMT_ASAN)
+  return true;
+#else
+  return false;
+#endif
+}
+
+void tell_checkers(const void* address, int64_t bytes, Bytes what) {
+  simt::race::mark(address, size_t(bytes), simt::race::Bytes(what));
+#if defined(SIMT_ASAN)
+  if (what == Bytes::nobodys)
+    __asan_poison_memory_region(address, size_t(bytes));
+  else
+    __asan_unpoison_memory_region(address, size_t(bytes));
+#endif
+}
+
 void for_each_schedule(const std::function<void()>& body) {
-  for (const Schedule& schedule : std::initializer_list<Schedule>{{Policy::in_order, Order::eager, 1},
-                                                                  {Policy::reverse, Order::lazy, 1},
-                                                                  {Policy::random, Order::random, 1},
-                                                                  {Policy::random, Order::lazy, 2},
-                                                                  {Policy::priority, Order::random, 3}})
-    run_under(schedule, body);
+  run_under_all({{Policy::in_order, Order::eager, 1},
+                 {Policy::reverse, Order::lazy, 1},
+                 {Policy::random, Order::random, 1},
+                 {Policy::random, Order::lazy, 2},
+                 {Policy::priority, Order::random, 3}},
+                body);
 }
 
 void for_few_schedules(const std::function<void()>& body) {
-  for (const Schedule& schedule :
-       std::initializer_list<Schedule>{{Policy::reverse, Order::lazy, 1}, {Policy::random, Order::random, 2}})
-    run_under(schedule, body);
+  run_under_all({{Policy::reverse, Order::lazy, 1}, {Policy::random, Order::random, 2}}, body);
 }
 
 }  // namespace vqlab::testing

@@ -21,6 +21,7 @@ struct Thread {
   unsigned linear = 0, lane = 0, warp = 0;
   uint64_t priority = 0;
   bool done = false;
+  void* race = nullptr;       // what the race checker knows of it
   const char* waits_in = "";  // with the place, for the report of a deadlock
   Place place;
 };
@@ -89,6 +90,10 @@ struct Grid {
   std::string error;
 };
 
+// Pages for the memory of the device, without access at first; null if there are none.
+void* map_pages(size_t bytes);
+void unmap_pages(void* memory, size_t bytes);
+
 // Null outside run_grid() and on the host's stack, respectively.
 extern Grid* current_grid;
 extern Thread* current_thread;
@@ -100,8 +105,8 @@ void redraw_priorities(Block& block);
 void check_shared_memory(Block& block);
 // Ends the grid with an error, from a thread or from the host's loop.
 void record_error(const std::string& kind, const std::string& text);
-// Like fail(), but nothing on the stack is destroyed: it may be anything. Does not return.
-void fail_after_fault(const std::string& text);
+// Like fail(), but nothing on the stack is destroyed: it may be anything.
+[[noreturn]] void fail_here(const std::string& kind, const std::string& text);
 std::string describe(const Thread& thread);
 void set_options(const Options& options);
 

@@ -11,11 +11,13 @@
 #include "device.hpp"
 #include "grid.hpp"
 #include "kernels/core/annotate.hpp"
+#include "race.hpp"
 
 namespace simt {
 namespace {
 
-constexpr size_t kBand = 256;  // also the alignment of the data, and no better
+constexpr size_t kBand = 256;           // also the alignment of the data, and no better
+constexpr size_t kPartAlignment = 256;  // of the parts of a slab
 constexpr size_t kHugePage = size_t(2) << 20;
 
 size_t page() {
@@ -37,11 +39,40 @@ void protect(unsigned char* begin, unsigned char* end, int access) {
 
 bool closable(const Allocation& a) { return !a.pinned && a.bytes <= options().closed_bytes; }
 
+// Of a slab: the bytes between the end of a part and where the next can begin.
+void set_gap(const Allocation& a, unsigned char* begin, race::Bytes what) {
+  unsigned char* end = a.data + round_up(size_t(begin - a.data), kPartAlignment);
+  end = std::min(end, a.data + a.bytes);
+  const auto next = a.parts.lower_bound(begin);
+  if (next != a.parts.end()) end = std::min(end, next->first);
+  if (begin >= end) return;
+  race::mark(begin, size_t(end - begin), what);
+#if defined(SIMT_ASAN)
+  if (what == race::Bytes::nobodys)
+    __asan_poison_memory_region(begin, size_t(end - begin));
+  else
+    __asan_unpoison_memory_region(begin, size_t(end - begin));
+#endif
+}
+
 void merge(Part& into, const Part& from) {
   into.touches.insert(into.touches.end(), from.touches.begin(), from.touches.end());
 }
 
 }  // namespace
+
+void* map_pages(size_t bytes) {
+  if (race::kEnabled) return race::map_memory(bytes);
+  void* memory = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return memory == MAP_FAILED ? nullptr : memory;
+}
+
+void unmap_pages(void* memory, size_t bytes) {
+  if (race::kEnabled)
+    race::unmap_memory(memory, bytes);
+  else
+    munmap(memory, bytes);
+}
 
 Allocation* find_allocation(const void* address) {
   auto* p = static_cast<unsigned char*>(const_cast<void*>(address));
@@ -71,6 +102,12 @@ std::vector<Part*> parts_of(Allocation& allocation, const Access& access) {
   return found;
 }
 
+unsigned char* end_of_part(const Allocation& a, const unsigned char* address) {
+  for (const auto& [begin, part] : a.parts)
+    if (begin <= address && address < begin + part.bytes) return begin + part.bytes;
+  return a.data + a.bytes;
+}
+
 std::string name_at(Allocation& allocation, const void* address) {
   const std::vector<Part*> parts = parts_of(allocation, reads(address));
   return parts.empty() ? allocation.rest.name : parts[0]->name;
@@ -84,8 +121,8 @@ Allocation* allocate_memory(size_t bytes, bool pinned) {
   Allocation a;
   const size_t usable = round_up(kBand + bytes + kBand, unit);
   a.mapping_bytes = usable + 2 * unit;
-  a.mapping = mmap(nullptr, a.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (a.mapping == MAP_FAILED) return nullptr;
+  a.mapping = map_pages(a.mapping_bytes);
+  if (a.mapping == nullptr) return nullptr;
   a.begin = reinterpret_cast<unsigned char*>(round_up(reinterpret_cast<uintptr_t>(a.mapping) + page(), unit));
   a.end = a.begin + usable;
   if (unit == kHugePage) madvise(a.begin, usable, MADV_HUGEPAGE);
@@ -99,8 +136,9 @@ Allocation* allocate_memory(size_t bytes, bool pinned) {
   fill_band(a.data + bytes, a.data + bytes + kBand);
 #if defined(SIMT_ASAN)
   __asan_poison_memory_region(a.begin, kBand);
-  __asan_poison_memory_region(a.data + bytes, kBand);
+  __asan_poison_memory_region(a.data + bytes, size_t(a.end - a.data) - bytes);
 #endif
+  race::mark(a.data, bytes, race::Bytes::undefined);
   if (!pinned) d.allocated_bytes += bytes;
   return &d.allocations.emplace(a.data, std::move(a)).first->second;
 }
@@ -114,7 +152,7 @@ void free_memory(void* data) {
   __asan_unpoison_memory_region(a.begin, size_t(a.end - a.begin));
 #endif
   if (!a.pinned) d.allocated_bytes -= a.bytes;
-  munmap(a.mapping, a.mapping_bytes);
+  unmap_pages(a.mapping, a.mapping_bytes);
   d.allocations.erase(found);
 }
 
@@ -156,11 +194,7 @@ void hold_pinned(const Access& access, const Touch& touch) {
   Allocation& a = *find_allocation(access.address);
   auto* begin = static_cast<unsigned char*>(const_cast<void*>(access.address));
   auto* end = begin + access.bytes;
-  if (access.bytes == 0) {
-    end = a.data + a.bytes;
-    for (const auto& [first, part] : a.parts)
-      if (first <= begin && begin < first + part.bytes) end = first + part.bytes;
-  }
+  if (access.bytes == 0) end = end_of_part(a, begin);
   if (begin == end || !options().check_order) return;
   a.holds.push_back({begin, end, touch});
   open_allocation(a);  // for close_memory() to see
@@ -235,7 +269,7 @@ std::string describe_fault(const unsigned char* address) {
   return "an address that is nobody's";
 }
 
-void continue_after_fault() { fail_after_fault(fault_text); }
+void continue_after_fault() { fail_here("illegal address", fault_text); }
 
 void on_fault(int, siginfo_t* info, void* raw) {
   auto* address = static_cast<unsigned char*>(info->si_addr);
@@ -302,11 +336,13 @@ void name_memory(const void* memory, int64_t bytes, const char* name) {
       ++part;
       continue;
     }
+    simt::set_gap(*a, part->first + part->second.bytes, simt::race::Bytes::defined);
     simt::merge(named, part->second);  // what is left of it goes to the rest
     simt::merge(a->rest, part->second);
     part = a->parts.erase(part);
   }
   a->parts.emplace(begin, std::move(named));
+  simt::set_gap(*a, begin + bytes, simt::race::Bytes::nobodys);
 }
 
 }  // namespace vqlab

@@ -4,14 +4,18 @@
 # which fails if the text to replace does not stand in the file exactly once: then the kernel has changed, and
 # the plant must follow it.
 
-# vq_plant(name file text instead): in the copy OUTPUT/file, `instead` stands for `text`.
+# vq_plant(name file text instead kernel names): in the copy OUTPUT/file, `instead` stands for `text`. `kernel` is the
+# file to compile, `file` itself or one that includes it; `names` are macros that give its functions other names than
+# those of the shipped kernel.
 if(NOT CMAKE_SCRIPT_MODE_FILE)
-  function(vq_plant name file text instead)
+  function(vq_plant name file text instead kernel names)
     set_property(DIRECTORY APPEND PROPERTY VQ_PLANTS ${name})
     set_property(DIRECTORY PROPERTY VQ_PLANT_FILE_${name} ${file})
+    set_property(DIRECTORY PROPERTY VQ_PLANT_KERNEL_${name} ${kernel})
+    set_property(DIRECTORY PROPERTY VQ_PLANT_NAMES_${name} ${names})
   endfunction()
 else()
-  function(vq_plant name file text instead)
+  function(vq_plant name file text instead kernel names)
     if(NOT name STREQUAL PLANT)
       return()
     endif()
@@ -28,18 +32,32 @@ else()
   endfunction()
 endif()
 
-set(tiled kernels/codebook/lookup_variants/simt_tiled.cu)
-set(sums kernels/core/tree_sum.cuh)
+# A copy of the tiled lookup, of the sum that a straight-through pass ends with, of the atomic cluster sums.
+macro(vq_plant_tiled name text instead)
+  set(file kernels/codebook/lookup_variants/simt_tiled.cu)
+  vq_plant(tiled_${name} ${file} "${text}" "${instead}" ${file} "lookup_simt_tiled=tiled_${name};recheck_lookup=count_doubtful")
+endmacro()
+macro(vq_plant_sum name text instead)  # templates of the header, too, get names of their own
+  vq_plant(sum_${name} kernels/core/tree_sum.cuh "${text}" "${instead}" kernels/codebook/straight_through.cu
+           "run_cuda=sum_${name};add_lanes=add_lanes_${name};add_lanes_for_all=add_all_${name};finish_block_sums=finish_${name}")
+endmacro()
+macro(vq_plant_atomic name text instead)
+  set(file kernels/codebook/cluster_sums_variants/atomic.cu)
+  vq_plant(atomic_${name} ${file} "${text}" "${instead}" ${file} cluster_sums_atomic=atomic_${name})
+endmacro()
 
-vq_plant(tiled_as_it_is ${tiled} [[namespace vqlab {]] [[namespace vqlab {]])
-vq_plant(tiled_load_barrier ${tiled} [[__syncthreads();  // the first slab is stored]] [[// the first slab is stored]])
-vq_plant(tiled_overwrite_barrier ${tiled} [[__syncthreads();  // a slab has been read]] [[// a slab has been read]])
-vq_plant(tiled_past_the_end ${tiled} [[column < kBlockK / kThreadK; ++column]] [[column <= kBlockK / kThreadK; ++column]])
-vq_plant(tiled_shuffle_in_branch ${tiled}
-         [[square += __shfl_xor_sync(]] [[if (thread % 32 < 16) square += __shfl_xor_sync(]])
-vq_plant(tiled_return_before_barrier ${tiled}
-         [[__syncthreads();  // every thread's best scores]]
-         [[if (thread >= kBlockN) return; __syncthreads();  // every thread's best scores]])
-vq_plant(sum_partials_barrier ${sums} [[__syncthreads();  // every lane is stored]] [[// every lane is stored]])
-vq_plant(sum_unwritten_slots ${sums}
-         [[lanes[threadIdx.x] = lane;]] [[if (threadIdx.x < kSumThreads - kWarp) lanes[threadIdx.x] = lane;]])
+vq_plant_tiled(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
+vq_plant_tiled(load_barrier [[__syncthreads();  // the first slab is stored]] [[// the first slab is stored]])
+vq_plant_tiled(overwrite_barrier [[__syncthreads();  // a slab has been read]] [[// a slab has been read]])
+vq_plant_tiled(past_the_end [[column < kBlockK / kThreadK; ++column]] [[column <= kBlockK / kThreadK; ++column]])
+vq_plant_tiled(rows_past_the_end [[min(int64_t(load_row), N - 1 - first_row)]] [[int64_t(load_row)]])
+vq_plant_tiled(shuffle_in_branch [[square += __shfl_xor_sync(]] [[if (thread % 32 < 16) square += __shfl_xor_sync(]])
+vq_plant_tiled(return_before_barrier [[__syncthreads();  // every thread's best scores]]
+               [[if (thread >= kBlockN) return; __syncthreads();  // every thread's best scores]])
+vq_plant_tiled(two_barriers [[__syncthreads();  // every thread's best scores]]
+               [[if (thread % 32 < 16) __syncthreads(); else __syncthreads();  // every thread's best scores]])
+vq_plant_tiled(two_writers [[thread < T::kLoaders && load_dim == 0]] [[thread < T::kLoaders]])
+vq_plant_sum(partials_barrier [[__syncthreads();  // every lane is stored]] [[// every lane is stored]])
+vq_plant_sum(unwritten_slots [[lanes[threadIdx.x] = lane;]] [[if (threadIdx.x < kSumThreads - kWarp) lanes[threadIdx.x] = lane;]])
+vq_plant_atomic(lost_update [[atomicAdd(counts + code, 1);]] [[counts[code] += 1;]])
+vq_plant_atomic(past_the_end [[d < D; d += blockDim.x]] [[d <= D; d += blockDim.x]])

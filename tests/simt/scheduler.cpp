@@ -6,6 +6,7 @@
 
 #include "cuda_runtime.h"
 #include "grid.hpp"
+#include "race.hpp"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -216,9 +217,10 @@ void fail(const std::string& kind, const std::string& text, Place at) {
   throw Abandon();
 }
 
-void fail_after_fault(const std::string& text) {
-  record_error("illegal address", text + "\n  " + describe(*current_thread));
+void fail_here(const std::string& kind, const std::string& text) {
+  record_error(kind, text + "\n  " + describe(*current_thread));
   return_to_host(*current_thread, true);
+  std::abort();  // nobody resumes it
 }
 
 // ---- a launch ----
@@ -257,6 +259,7 @@ std::unique_ptr<Block> start_block(Grid& grid, unsigned linear) {
     block->warps[thread.warp].existing |= 1u << thread.lane;
     prepare_fiber(thread.fiber, thread_main, i);
   }
+  race::start_block(*block);
   if (options().policy == Policy::priority) redraw_priorities(*block);
   for (unsigned i = 0; i < block->size; ++i)
     grid.ready.push(block->threads[options().policy == Policy::reverse ? block->size - 1 - i : i].get());
@@ -313,6 +316,7 @@ void run_blocks(Grid& grid) {
     for (size_t i = grid.resident.size(); i-- > 0;) {
       if (grid.resident[i]->live != 0) continue;
       check_shared_memory(*grid.resident[i]);
+      race::end_block(*grid.resident[i]);
       grid.spare.push_back(std::move(grid.resident[i]));
       grid.resident.erase(grid.resident.begin() + std::ptrdiff_t(i));
     }
@@ -359,8 +363,12 @@ void run_grid(const Launch& launch, const std::function<void()>& body) {
   gridDim = launch.grid;
   blockDim = launch.block;
   current_grid = &grid;
+  race::start_launch();
   run_blocks(grid);
-  for (auto& block : grid.resident) grid.spare.push_back(std::move(block));
+  for (auto& block : grid.resident) {  // those that an error stopped
+    race::end_block(*block);
+    grid.spare.push_back(std::move(block));
+  }
   blocks = std::move(grid.spare);
   current_grid = nullptr;
   current_thread = nullptr;

@@ -14,7 +14,8 @@
 #include <string>
 #include <type_traits>
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ASAN)
+#elif defined(__SANITIZE_ADDRESS__)
 #define SIMT_ASAN 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
@@ -76,6 +77,7 @@ BarrierResult block_barrier(int predicate, Place at);
 using Meeting = void (*)(uint32_t present, void** arguments);
 // Waits until all lanes of `mask` have called this with the same mask and function; the last runs it.
 void meet(const char* name, uint32_t mask, Meeting function, void* argument, Place at);
+void order_lanes(uint32_t present, void** arguments);  // the meeting of __syncwarp
 unsigned lane();
 uint32_t active_mask();
 

@@ -98,6 +98,19 @@ bool can_run(const CUstream_st& stream) {
   return head.wait == nullptr || head.wait->done;
 }
 
+// For the race checker, what an operation writes that is no kernel: all of a named part where the size is not
+// known.
+void define_written(const QueueItem& item) {
+  if (!race::kEnabled) return;
+  for (const Access& access : item.accesses) {
+    if (!access.write) continue;
+    Allocation& a = *find_allocation(access.address);
+    auto* begin = static_cast<unsigned char*>(const_cast<void*>(access.address));
+    const auto bytes = access.bytes > 0 ? size_t(access.bytes) : size_t(end_of_part(a, begin) - begin);
+    race::mark(begin, bytes, race::Bytes::defined);
+  }
+}
+
 void run_head(CUstream_st& stream) {
   QueueItem item = std::move(stream.queue.front());
   stream.queue.pop_front();
@@ -113,6 +126,7 @@ void run_head(CUstream_st& stream) {
     ~Stop() { device().running = nullptr; }
   } stop;
   item.function();
+  if (!item.is_kernel) define_written(item);
   ++stats().operations;
   raise_pending();
 }
@@ -166,7 +180,7 @@ void drain() {
 }
 
 void enqueue(CUstream_st* handle, std::string name, std::vector<Access> accesses,
-             std::function<void()> function, Place at) {
+             std::function<void()> function, Place at, Work work) {
   Device& d = device();
   const std::lock_guard lock(d.mutex);
   install_fault_handler();
@@ -177,8 +191,10 @@ void enqueue(CUstream_st* handle, std::string name, std::vector<Access> accesses
     stream.clock.join(d.host);
     d.host.tick(0);
     QueueItem item;
+    const uint32_t sequence = stream.clock.tick(stream.slot);
     item.operation = std::make_shared<const Operation>(
-        Operation{stream.slot, stream.clock.tick(stream.slot), std::move(name), at, stream.name});
+        Operation{stream.slot, sequence, std::move(name), at, stream.name, stream.clock});
+    item.is_kernel = work == Work::kernel;
     item.accesses = std::move(accesses);
     item.function = std::move(function);
     check_accesses(item, stream.clock);
@@ -200,6 +216,7 @@ void reset(const Options& wanted) {
   d.pending.clear();
   d.failed = false;
   d.random = Random(wanted.seed);
+  race::forget_operations();
   for (CUstream_st* stream : d.streams) {
     for (const QueueItem& item : stream->queue)  // so that nobody waits for it
       if (item.record != nullptr) item.record->done = true;

@@ -27,8 +27,9 @@ inline Access writes(void* address, int64_t bytes = 0) { return {address, bytes,
 
 // Puts an operation into the stream's queue. Throws Error if an access is unordered with an earlier one, and
 // for whatever operations that run now find.
+enum class Work { kernel, library };
 void enqueue(CUstream_st* stream, std::string name, std::vector<Access> accesses,
-             std::function<void()> function, Place at);
+             std::function<void()> function, Place at, Work work = Work::library);
 // For stand-ins of libraries: function() computes on the host what the library would.
 inline void enqueue_library(CUstream_st* stream, const char* name, std::vector<Access> accesses,
                             std::function<void()> function, Place at = Place::current()) {
@@ -65,7 +66,8 @@ void launch(void (*kernel)(Parameters...), Launch shape, CUstream_st* stream, Ar
   std::apply([&](const auto&... value) { (add_accesses(accesses, value), ...); }, values);
   enqueue(
       stream, shape.name, std::move(accesses),
-      [kernel, shape, values] { run_grid(shape, [&] { std::apply(kernel, values); }); }, shape.at);
+      [kernel, shape, values] { run_grid(shape, [&] { std::apply(kernel, values); }); }, shape.at,
+      Work::kernel);
 }
 
 }  // namespace simt

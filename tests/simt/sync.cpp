@@ -6,6 +6,7 @@
 #include <new>
 
 #include "grid.hpp"
+#include "race.hpp"
 
 namespace simt {
 namespace {
@@ -20,6 +21,7 @@ bool same_place(Place a, Place b) {
 
 void release_barrier(Block& block) {
   ++stats().barriers;
+  race::met(block.waiting);
   block.gathered = block.gathering;
   block.gathering = {0, 1, 0};
   if (options().policy == Policy::priority && current_grid->random.below(4) == 0) redraw_priorities(block);
@@ -140,6 +142,15 @@ void end_of_thread(Thread& thread) {
          block.barrier_place);
 }
 
+void order_lanes(uint32_t present, void**) {
+  if (!race::kEnabled) return;
+  std::vector<Thread*> lanes;
+  for (unsigned lane = 0; lane < kWarp; ++lane)
+    if ((present >> lane & 1) != 0)
+      lanes.push_back(current_thread->block->threads[current_thread->warp * kWarp + lane].get());
+  race::met(lanes);
+}
+
 // ---- shared memory ----
 
 namespace {
@@ -164,10 +175,10 @@ namespace {
 
 unsigned char* allocate_shared(Block& block, const void* key, size_t bytes, size_t alignment) {
   if (block.shared_memory == nullptr) {
-    void* memory = mmap(nullptr, kSharedArena, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    block.shared_memory = static_cast<unsigned char*>(memory);
+    block.shared_memory = static_cast<unsigned char*>(map_pages(kSharedArena));
+    if (block.shared_memory == nullptr ||
+        mprotect(block.shared_memory, kSharedArena, PROT_READ | PROT_WRITE) != 0)
+      throw std::bad_alloc();
   }
   // Aligned to exactly `alignment`, so that a float4 access to an array of float faults under UBSan.
   const size_t twice = 2 * alignment;
@@ -186,6 +197,8 @@ unsigned char* allocate_shared(Block& block, const void* key, size_t bytes, size
   __asan_poison_memory_region(array.band_begin, size_t(data - array.band_begin));
   __asan_poison_memory_region(data + bytes, kBand);
 #endif
+  race::mark(array.band_begin, size_t(array.band_end - array.band_begin), race::Bytes::nobodys, true);
+  race::mark(data, bytes, race::Bytes::undefined, true);
   block.shared_used = offset + bytes + kBand;
   block.shared_arrays.push_back(array);
   return data;
@@ -233,7 +246,7 @@ void check_shared_memory(Block& block) {
 
 Block::~Block() {
   for (const auto& thread : threads) free_fiber(thread->fiber);
-  if (shared_memory != nullptr) munmap(shared_memory, kSharedArena);
+  if (shared_memory != nullptr) unmap_pages(shared_memory, kSharedArena);
 }
 
 }  // namespace simt

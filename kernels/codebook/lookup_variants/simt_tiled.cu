@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kBlock, 2)
     square = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, square))));
   }
   square += __shfl_xor_sync(0xffffffffu, square, 1);
-  if (thread < T::kLoaders) squares[load_row] = square;  // two threads, the same number
+  if (thread < T::kLoaders && load_dim == 0) squares[load_row] = square;
 
   float4 next_row = load_quad<kVector>(block_latents + latent, load_dim, D),
          next_codes = code_quads[tile_codes];
