@@ -52,6 +52,7 @@ class CompareCommand : public Command {
     o.option("seconds", seconds_, 0, 600,
              "time-out of the timing of one variant at one shape; 0: one sample");
     o.flag("hot", hot_, "leave the caches warm between samples");
+    o.flag("verify", verify_, "verify each variant, run it twice more, and time nothing");
     o.flag("list", list_, "show the variants and what they are, and stop");
   }
 
@@ -68,7 +69,7 @@ class CompareCommand : public Command {
   std::vector<std::string> variant_texts_, shape_texts_;
   const VariantOp* op_ = nullptr;
   int64_t seconds_ = 5;
-  bool hot_ = false, list_ = false;
+  bool hot_ = false, verify_ = false, list_ = false;
 };
 
 // Without --device those of every device, also of one that is not there.
@@ -124,7 +125,8 @@ Json CompareCommand::to_json(const VariantResult& r) const {
   json["share_of_ceiling"] = r.timing ? Json(r.share) : Json();
   json["registers"] = Json();  // of a GPU kernel
   json["shared_bytes"] = Json();
-  json["deterministic"] = r.timing ? Json(r.deterministic) : Json();
+  const bool repeated = r.status == "ok" || r.status == "MISTRUSTED";
+  json["deterministic"] = repeated ? Json(r.deterministic) : Json();
   json["status"] = r.status;
   json["repro"] = repro(r);
   return json;
@@ -168,17 +170,17 @@ CommandResult CompareCommand::run(const CommonOptions& common) {
   if (variants.empty()) variants = op_->variants(runtime.device());
   for (const VariantShape& shape : shapes) require_memory_for(*op_, shape, runtime);
 
-  const Ceilings ceilings = measure_ceilings(runtime, std::min(1.0, double(seconds_)));
-  if (!common.json) print_head(runtime, ceilings);
+  const Ceilings ceilings = verify_ ? Ceilings() : measure_ceilings(runtime, std::min(1.0, double(seconds_)));
+  if (!common.json && !verify_) print_head(runtime, ceilings);
   CommandResult command;
   command.json["device"] = runtime.device_name();
   command.json["note"] = runtime.note();
   command.json["threads"] = int64_t(worker_count());
-  command.json["ceilings"]["copy_gb_s"] = ceilings.copy_gb_s;
+  command.json["ceilings"]["copy_gb_s"] = verify_ ? Json() : Json(ceilings.copy_gb_s);
   command.json["ceilings"]["product_tflop_s"] =
       ceilings.product_tflop_s ? Json(*ceilings.product_tflop_s) : Json();
   Json cases = Json::array();
-  const ComparisonOptions options{.seconds = double(seconds_), .hot = hot_};
+  const ComparisonOptions options{.seconds = double(seconds_), .hot = hot_, .timed = !verify_};
   for (const VariantShape& shape : shapes)
     for (const VariantResult& result : compare_variants(*op_, variants, shape, ceilings, options, runtime)) {
       if (!common.json) print(result);

@@ -15,6 +15,10 @@ constexpr double kPatience =
     4.0;  // a variant whose one run takes longer than this times the time-out is not timed
 constexpr double kYardstickBytes = double(int64_t(2) << 30);  // of a GPU, and its sweep of the caches
 
+bool may_be_timed(const VariantResult& result) {
+  return result.status == "ok" || result.status == "MISTRUSTED";
+}
+
 class Comparison {
  public:
   Comparison(const VariantOp& op, const VariantShape& shape, const ComparisonOptions& options,
@@ -26,6 +30,7 @@ class Comparison {
   }
   VariantResult verify(const VariantInfo& variant) const;
   void time(std::vector<VariantResult>& results, const Ceilings& ceilings) const;
+  void repeat(VariantResult& result) const;
 
  private:
   const VariantOp& op_;
@@ -66,7 +71,7 @@ void Comparison::time(std::vector<VariantResult>& results, const Ceilings& ceili
   std::vector<std::function<void()>> calls;
   std::vector<VariantResult*> timed;
   for (VariantResult& result : results) {
-    if (result.status != "ok" && result.status != "MISTRUSTED") continue;
+    if (!may_be_timed(result)) continue;
     timed.push_back(&result);
     calls.push_back([this, name = result.variant.name] { plain_->run(name); });
   }
@@ -85,11 +90,14 @@ void Comparison::time(std::vector<VariantResult>& results, const Ceilings& ceili
     result.tflop_s = op_.flop(result.shape) / timings[i].median_ms * 1e-9;
     result.share = result.gb_s / ceilings.copy_gb_s;
     if (product) result.share = std::max(result.share, result.tflop_s / product_tflop_s);
-    plain_->run(result.variant.name);
-    const std::vector<std::byte> output = plain_->output();
-    plain_->run(result.variant.name);
-    result.deterministic = plain_->output() == output;
   }
+}
+
+void Comparison::repeat(VariantResult& result) const {
+  plain_->run(result.variant.name);
+  const std::vector<std::byte> output = plain_->output();
+  plain_->run(result.variant.name);
+  result.deterministic = plain_->output() == output;
 }
 
 }  // namespace
@@ -112,7 +120,9 @@ std::vector<VariantResult> compare_variants(const VariantOp& op, const std::vect
   const Comparison comparison(op, shape, options, runtime);
   std::vector<VariantResult> results;
   for (const VariantInfo& variant : variants) results.push_back(comparison.verify(variant));
-  comparison.time(results, ceilings);
+  if (options.timed) comparison.time(results, ceilings);
+  for (VariantResult& result : results)
+    if (may_be_timed(result)) comparison.repeat(result);
   return results;
 }
 

@@ -14,6 +14,7 @@ namespace vqlab {
 struct ComparisonOptions {
   double seconds = 5.0;  // time-out of the timing of one variant at one shape; 0: one sample
   bool hot = false;      // caches stay warm between samples
+  bool timed = true;     // false: verify and repeat only
 };
 
 // One variant at one shape.
@@ -24,16 +25,16 @@ struct VariantResult {
   // which one code takes most of the rows.
   std::string status = "ok";
   int64_t wrong = 0, rows_checked = 0;
+  bool deterministic = true;          // of variants that may be timed: two more runs gave the same bits
   std::optional<Timing> timing = {};  // the rest is of timed variants
   double gb_s = 0.0, tflop_s = 0.0;
   double share = 0.0;  // of the ceiling that binds: product, where it is known, or copy
-  bool deterministic = true;
 };
 
 // Throws Error(usage) if the case does not fit into memory.
 void require_memory_for(const VariantOp& op, const VariantShape& shape, const Runtime& runtime);
 
-// All variants at one shape.
+// All variants at one shape. `ceilings` is not read if nothing is timed.
 std::vector<VariantResult> compare_variants(const VariantOp& op, const std::vector<VariantInfo>& variants,
                                             const VariantShape& shape, const Ceilings& ceilings,
                                             const ComparisonOptions& options, const Runtime& runtime);

@@ -223,6 +223,22 @@ TEST_CASE("compare: json has the documented keys", "[cli]") {
   CHECK(cases[0].at("rows_checked").as_integer() == 300 + 256);
 }
 
+TEST_CASE("compare: --verify checks and repeats the variants and times nothing", "[cli]") {
+  const testing::CommandResult result =
+      run_vqlab("compare --device cpu --shape 31,3,7 --shape 1,3,1 --verify --json");
+  INFO(result.err);
+  REQUIRE(result.exit_code == 0);
+  const Json json = parse_json(result.out, "stdout");
+  CHECK(json.at("ceilings").at("copy_gb_s").is_null());
+  REQUIRE(json.at("cases").items().size() == 2 * lookup_variants(Device::cpu).size());
+  for (const Json& row : json.at("cases").items()) {
+    CHECK(row.at("verified").as_bool());
+    CHECK(row.at("deterministic").as_bool());
+    CHECK(row.at("ms_median").is_null());
+    CHECK(row.at("samples").as_integer() == 0);
+  }
+}
+
 TEST_CASE("compare: cluster sums are verified and timed", "[cli]") {
   const testing::CommandResult result =
       run_vqlab("compare --op cluster_sums --device cpu --shape 3000,32,4 --seconds 0 --json");
