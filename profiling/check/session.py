@@ -15,7 +15,7 @@ import time
 import traceback
 
 LARGEST_LOG = 2 << 20  # of a log the end is kept
-KILL_SECONDS = 3       # from SIGTERM to SIGKILL, and from there to giving up: a process may hang in the driver
+KILL_SECONDS = 2       # from SIGTERM to SIGKILL, and from there to giving up: a process may hang in the driver
 
 
 class Skip(Exception):
@@ -85,7 +85,7 @@ class Session:
         """Runs a command in the bundle, as a process group that is killed at the limit. Its output goes to files:
         what a killed command had printed is kept, and nothing waits for a pipe that a grandchild holds."""
         command = [str(part) for part in command]
-        limit, begin = max(min(limit, self.left()), 1), time.monotonic()
+        limit, begin = max(min(limit, self.left() - KILL_SECONDS), 1), time.monotonic()
         streams = [self.work / "logs" / f"{self.stage}-{name}.{kind}" for kind in ("out", "err")]
         environment = {key: str(value) for key, value in environment.items()}
         try:
@@ -143,7 +143,7 @@ class Session:
         try:
             if needs_gpu and self.no_gpu:
                 raise Skip(self.no_gpu)
-            if self.left() < min(5, limit):
+            if self.left() < min(5, limit / 2):
                 raise Skip("no time left")
             entry["verdict"], entry["remark"] = function(self, entry["data"])
         except Skip as reason:

@@ -55,31 +55,33 @@ class Results:
 
 
 def run_tests(session, label, names, limit, workers=WORKERS, **environment):
-    """Several processes, each with a share of the tests; then those that a crash or a hang kept from ending, each
-    by itself."""
-    results = Results()
+    """Several processes, each with a share of the tests; then those that a crash or a hang kept from their turn, each
+    by itself, and last the ones that crashed or hung."""
+    results, end = Results(), min(limit, session.left())
 
-    def run(name, share, seconds, first):
+    def run(name, share, seconds):
         call = session.device_tests(name, "-r", "xml", "-d", "yes", quoted(share), limit=seconds, **environment)
         ended, running = results_of(call.output)
         results.ended.update(ended)
-        if running and not first:
-            results.broken[running] = "out of time" if call.code is None else f"exit code {call.code}"
-        elif not ended and not first:
-            results.broken.update({lost: call.why() for lost in share})
+        for done in ended:
+            results.broken.pop(done, None)
+        why = "out of time" if call.code is None else f"exit code {call.code}"
+        if running:
+            results.broken[running] = why
+        elif not ended and len(share) == 1:
+            results.broken[share[0]] = call.why()
 
-    end = min(limit, session.left())
+    def alone(work):
+        if session.left() > 2:
+            run(f"{label}-rest-{work[0]}", [work[1]], min(ALONE_SECONDS, 0.4 * end))
+
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        shares = [names[i::workers] for i in range(workers)]
-        list(pool.map(lambda work: run(f"{label}-{work[0]}", work[1], 0.55 * end, True),
-                      [(i, share) for i, share in enumerate(shares) if share]))
-        waiting = [name for name in names if name not in results.ended]
-
-        def alone(work):
-            if session.left() > 2:
-                run(f"{label}-rest-{work[0]}", [work[1]], min(ALONE_SECONDS, 0.4 * end), False)
-
+        shares = [share for share in (names[i::workers] for i in range(workers)) if share]
+        list(pool.map(lambda work: run(f"{label}-{work[0]}", work[1], 0.55 * end), enumerate(shares)))
+        suspects = list(results.broken)
+        waiting = [name for name in names if name not in results.ended and name not in suspects]
         list(pool.map(alone, enumerate(waiting)))
+        list(pool.map(alone, enumerate(suspects, len(waiting))))
     return results
 
 
