@@ -2,6 +2,8 @@
 // on an emulated device.
 #pragma once
 
+#include <algorithm>
+
 #include "../core/op.hpp"
 
 namespace vqlab {
@@ -9,8 +11,11 @@ namespace vqlab {
 // Whether the library was found. Needs no GPU, never throws.
 bool gemm_product_available();
 
-// Scratch of gemm_product, aligned to 256 bytes.
-inline constexpr int64_t kGemmWorkspaceBytes = 4 << 20;
+// Scratch of gemm_product, aligned to 256 bytes: four partial products, from 4 MiB to the 32 MiB that cuBLAS
+// itself takes on Hopper.
+inline int64_t gemm_workspace_bytes(int64_t rows, int64_t K) {
+  return std::clamp(4 * rows * K * int64_t(sizeof(float)), int64_t(4) << 20, int64_t(32) << 20);
+}
 
 // product (rows, K) = latents (rows, D) times codebook (K, D), transposed; fp32 throughout, terms added in
 // any order. rows, K, D in [1, 2^31). Pointers aligned to 4 bytes. Throws Error(failed) where the library

@@ -66,11 +66,13 @@ int64_t product_bytes(int64_t N, int64_t K) {
   return (rows_at_once(N, K) * K * int64_t(sizeof(float)) + 255) / 256 * 256;
 }
 
+int64_t workspace_bytes(int64_t N, int64_t K) { return gemm_workspace_bytes(rows_at_once(N, K), K); }
+
 void run_gemm(const LookupOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1], step = rows_at_once(N, K);
   const LookupWork work = prepare_lookup(op, stream);
   float* product = reinterpret_cast<float*>(work.rest.data);
-  const View<std::byte> workspace(work.rest.data + product_bytes(N, K), {kGemmWorkspaceBytes});
+  const View<std::byte> workspace(work.rest.data + product_bytes(N, K), {workspace_bytes(N, K)});
   const auto argmax = K % 4 == 0 ? lookup_gemm_argmax_kernel<4> : lookup_gemm_argmax_kernel<1>;
   for (int64_t first_row = 0; first_row < N; first_row += step) {
     const int64_t rows = std::min(step, N - first_row);
@@ -98,7 +100,7 @@ const LookupVariant lookup_gemm = {
         },
     .scratch_bytes =
         [](int64_t N, int64_t K, int64_t D) {
-          return lookup_work_bytes(N, K, D, product_bytes(N, K) + kGemmWorkspaceBytes);
+          return lookup_work_bytes(N, K, D, product_bytes(N, K) + workspace_bytes(N, K));
         },
     .run = run_gemm,
 };
