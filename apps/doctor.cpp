@@ -1,6 +1,7 @@
 #include <cstdio>
 
 #include "command.hpp"
+#include "doctor_plans.hpp"
 #include "engine/environment.hpp"
 #include "engine/quantizer.hpp"
 #include "engine/variant_case.hpp"
@@ -45,9 +46,14 @@ Json to_json(const VariantOp& op, const VariantInfo& variant, const Verdict& ver
 
 class DoctorCommand : public Command {
  public:
-  void declare(Options&) override {}
+  void declare(Options& o) override {
+    o.option("plans", plans_, "CONFIG: show only what cuDNN would use for each of its convolutions");
+    o.list("set", overrides_, "with --plans: KEY=VALUE instead of the configuration's");
+    o.option("card", card_, "with --plans: a100, h100 or h200, which need not be here");
+  }
 
   CommandResult run(const CommonOptions& common) override {
+    if (!plans_.empty() || !card_.empty()) return show_plans(plans_, overrides_, card_, common);
     const Runtime runtime(common.device, int(common.threads));
     Json json = environment(runtime);
     json["cuda_problem"] = runtime.device() == Device::cuda ? "" : cuda_problem();
@@ -106,6 +112,9 @@ class DoctorCommand : public Command {
     if (problem != nullptr) line += " not found: " + problem->as_string();
     std::printf("%-12s %s\n", "library", line.c_str());
   }
+
+  std::string plans_, card_;
+  std::vector<std::string> overrides_;
 };
 
 }  // namespace

@@ -65,7 +65,7 @@ std::vector<Field> fields(Config& c) {
       {"train.learning_rate", &c.train.learning_rate, 0, 10},
       {"train.schedule", &c.train.schedule, 0, 0, {"constant", "cosine"}},
       {"train.warmup_steps", &c.train.warmup_steps, 0, kAnyInteger},
-      {"train.precision", &c.train.precision, 0, 0, {"fp32"}},
+      {"train.precision", &c.train.precision, 0, 0, {"fp32", "tf32", "bf16"}},
       {"train.gradient_clip", &c.train.gradient_clip, 0, 1e9},
       {"train.on_nan", &c.train.on_nan, 0, 0, {"stop", "skip"}},
       {"train.patience", &c.train.patience, 0, kAnyInteger},
@@ -77,6 +77,12 @@ std::vector<Field> fields(Config& c) {
 
 std::string joined(const std::vector<std::string_view>& names) {
   return fmt::format("{}", fmt::join(names, ", "));
+}
+
+std::string choice_hint(const Field& field, const std::string& text) {
+  const std::string near = nearest_name(text, field.choices);
+  const std::string all = fmt::format("choose one of {}", joined(field.choices));
+  return near.empty() || field.choices.size() == 1 ? all : fmt::format("did you mean {}? {}", near, all);
 }
 
 [[noreturn]] void fail(const std::string& what, const std::string& hint, const std::string& where) {
@@ -114,8 +120,7 @@ void assign(const Field& field, const toml::node& node, const std::string& where
     const std::string& text = node.as_string()->get();
     if (!field.choices.empty() &&
         std::find(field.choices.begin(), field.choices.end(), text) == field.choices.end())
-      fail(fmt::format("{} = \"{}\" is not known", field.key, text),
-           fmt::format("choose one of {}", joined(field.choices)), where);
+      fail(fmt::format("{} = \"{}\" is not known", field.key, text), choice_hint(field, text), where);
     *std::get<std::string*>(field.value) = text;
   }
 }

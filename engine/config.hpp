@@ -48,10 +48,10 @@ struct TrainConfig {
   double learning_rate = 1e-3;
   std::string schedule = "constant";  // constant | cosine, over `epochs`
   int64_t warmup_steps = 0;           // linear, of the cosine schedule
-  std::string precision = "fp32";     // fp32
-  double gradient_clip = 0.0;         // largest gradient norm; 0 = off
-  std::string on_nan = "stop";        // stop | skip
-  int64_t patience = 0;               // evaluations without improvement before stopping; 0 = off
+  std::string precision = "fp32";  // fp32 | tf32 | bf16: of the convolutions' products (conv/precision.hpp)
+  double gradient_clip = 0.0;      // largest gradient norm; 0 = off
+  std::string on_nan = "stop";     // stop | skip
+  int64_t patience = 0;            // evaluations without improvement before stopping; 0 = off
 };
 
 struct Config {

@@ -1,6 +1,10 @@
 // The seam of the network body. Backward is written by hand for each layer: there is no tape.
 #pragma once
 
+#include <string>
+#include <vector>
+
+#include "kernels/conv/conv_problem.hpp"
 #include "memory.hpp"
 
 namespace vqlab {
@@ -11,6 +15,14 @@ enum class Mode { training, inference };
 // inference, and of the input image, which needs none.
 struct Tensor {
   View<float> value, gradient;
+  bool rectified = false;  // the value is what a ReLU gave
+};
+
+// A convolution of a training step, as a library is asked for it.
+struct LayerConvolution {
+  std::string layer;  // "encoder.conv1"
+  ConvProblem problem;
+  ConvFusion fusible;  // what could be fused to it
 };
 
 class Layer {
@@ -25,6 +37,8 @@ class Layer {
   // From output.gradient: the parameter gradients, and input.gradient unless it is absent. Both are
   // overwritten; output.gradient may be changed too.
   virtual void backward(Stream stream) = 0;
+  // Appends the convolutions of the shapes last planned: forward, backward data, backward weight.
+  virtual void list_convolutions(std::vector<LayerConvolution>&) const {}
 };
 
 }  // namespace vqlab

@@ -17,11 +17,13 @@ Tensor take_like(Arena& arena, const View<float>& value, bool with_gradient) {
 }  // namespace
 
 Conv::Conv(ParameterStore& parameters, const std::string& name, const ConvGeometry& geometry,
-           int64_t input_channels, int64_t output_channels, Activation activation)
+           int64_t input_channels, int64_t output_channels, Activation activation, Precision precision)
     : parameters_(parameters),
+      name_(name),
       geometry_(geometry),
       output_channels_(output_channels),
-      activation_(activation) {
+      activation_(activation),
+      precision_(precision) {
   const bool normal = geometry.kind == ConvKind::normal;
   const int64_t outer = normal ? output_channels : input_channels,
                 inner = normal ? input_channels : output_channels;
@@ -39,11 +41,12 @@ Tensor Conv::plan(Arena& arena, const Tensor& input, Mode mode) {
                             output_channels_),
                 "use a smaller model.hidden, or smaller images", "model.hidden");
   const int64_t channels =
-      pads_output_ ? padded_channels(arena.device(), output_channels_) : output_channels_;
+      pads_output_ ? padded_channels(arena.device(), output_channels_, precision_) : output_channels_;
   const View<float> shape(nullptr,
                           {x[0], geometry_.output_side(x[1]), geometry_.output_side(x[2]), channels});
   output_ = take_like(arena, shape, mode == Mode::training);
-  scratch_ = arena.scratch(conv_scratch_bytes(arena.device(), geometry_, x, channels));
+  output_.rectified = activation_ == Activation::relu;
+  scratch_ = arena.scratch(conv_scratch_bytes(arena.device(), geometry_, x, channels, precision_));
   return output_;
 }
 
@@ -54,7 +57,8 @@ void Conv::forward(Stream stream) {
                     .bias = parameters_.weight(bias_),
                     .geometry = geometry_,
                     .activation = activation_,
-                    .scratch = scratch_},
+                    .scratch = scratch_,
+                    .precision = precision_},
       stream);
 }
 
@@ -67,23 +71,45 @@ void Conv::backward(Stream stream) {
                            .d_output = output_.gradient,
                            .input = input_.value,
                            .geometry = geometry_,
-                           .scratch = scratch_},
+                           .scratch = scratch_,
+                           .precision = precision_},
       stream);
   if (!input_.gradient) return;
   run(ConvBackwardDataOp{.d_input = input_.gradient,
                          .d_output = output_.gradient,
                          .weight = parameters_.weight(weight_),
                          .geometry = geometry_,
-                         .scratch = scratch_},
+                         .scratch = scratch_,
+                         .precision = precision_},
       stream);
 }
 
-ConvTranspose::ConvTranspose(ParameterStore& parameters, const std::string& name, ConvGeometry geometry,
-                             int64_t input_channels, int64_t output_channels, Activation activation)
-    : Conv(parameters, name, (geometry.kind = ConvKind::transposed, geometry), input_channels,
-           output_channels, activation) {}
+void Conv::list_convolutions(std::vector<LayerConvolution>& list) const {
+  const auto add = [&](ConvProblem problem, ConvFusion fusible) {
+    problem.precision = precision_;
+    list.push_back({name_, problem, fusible});
+  };
+  const View<const float> input = input_.value, output = output_.value;
+  add(forward_problem(geometry_, input, output),
+      activation_ == Activation::relu ? ConvFusion::bias_relu : ConvFusion::bias);
+  if (!output_.gradient.rank) return;
+  if (input_.gradient.rank)
+    add(backward_data_problem(geometry_, input, output),
+        input_.rectified ? ConvFusion::mask : ConvFusion::none);
+  add(backward_weight_problem(geometry_, input, output), ConvFusion::none);
+}
 
-Tensor ReLU::plan(Arena&, const Tensor& input, Mode) { return tensor_ = input; }
+ConvTranspose::ConvTranspose(ParameterStore& parameters, const std::string& name, ConvGeometry geometry,
+                             int64_t input_channels, int64_t output_channels, Activation activation,
+                             Precision precision)
+    : Conv(parameters, name, (geometry.kind = ConvKind::transposed, geometry), input_channels,
+           output_channels, activation, precision) {}
+
+Tensor ReLU::plan(Arena&, const Tensor& input, Mode) {
+  tensor_ = input;
+  tensor_.rectified = true;
+  return tensor_;
+}
 
 void ReLU::forward(Stream stream) { run(ReluOp{.output = tensor_.value, .input = tensor_.value}, stream); }
 
@@ -92,13 +118,16 @@ void ReLU::backward(Stream stream) {
       stream);
 }
 
-Residual::Residual(ParameterStore& parameters, const std::string& name, int64_t channels, int64_t hidden)
-    : conv1_(parameters, name + ".conv1", {.kernel = 3, .padding = 1}, channels, hidden, Activation::relu),
-      conv2_(parameters, name + ".conv2", {.kernel = 1}, hidden, channels, Activation::none) {}
+Residual::Residual(ParameterStore& parameters, const std::string& name, int64_t channels, int64_t hidden,
+                   Precision precision)
+    : conv1_(parameters, name + ".conv1", {.kernel = 3, .padding = 1}, channels, hidden, Activation::relu,
+             precision),
+      conv2_(parameters, name + ".conv2", {.kernel = 1}, hidden, channels, Activation::none, precision) {}
 
 Tensor Residual::plan(Arena& arena, const Tensor& input, Mode mode) {
   input_ = input;
   activated_ = take_like(arena, input.value, mode == Mode::training);
+  activated_.rectified = true;
   // The sum is written over the branch, which backward does not need; its gradient is the sum's.
   return output_ = conv2_.plan(arena, conv1_.plan(arena, activated_, mode), mode);
 }
@@ -121,6 +150,11 @@ void Residual::backward(Stream stream) {
   run(AddOp{.output = input_.gradient, .a = output_.gradient, .b = activated_.gradient}, stream);
 }
 
+void Residual::list_convolutions(std::vector<LayerConvolution>& list) const {
+  conv1_.list_convolutions(list);
+  conv2_.list_convolutions(list);
+}
+
 Tensor Sequential::plan(Arena& arena, const Tensor& input, Mode mode) {
   Tensor tensor = input;
   for (const auto& layer : layers_) tensor = layer->plan(arena, tensor, mode);
@@ -133,6 +167,10 @@ void Sequential::forward(Stream stream) {
 
 void Sequential::backward(Stream stream) {
   for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) (*layer)->backward(stream);
+}
+
+void Sequential::list_convolutions(std::vector<LayerConvolution>& list) const {
+  for (const auto& layer : layers_) layer->list_convolutions(list);
 }
 
 }  // namespace vqlab

@@ -17,18 +17,22 @@ namespace vqlab {
 class Conv : public Layer {
  public:
   Conv(ParameterStore& parameters, const std::string& name, const ConvGeometry& geometry,
-       int64_t input_channels, int64_t output_channels, Activation activation);
+       int64_t input_channels, int64_t output_channels, Activation activation,
+       Precision precision = Precision::fp32);
   Tensor plan(Arena& arena, const Tensor& input, Mode mode) override;
   void forward(Stream stream) override;
   void backward(Stream stream) override;
+  void list_convolutions(std::vector<LayerConvolution>& list) const override;
   // On the GPU the output, which is an image, gets padded channels.
   void pad_output_channels() { pads_output_ = true; }
 
  private:
   ParameterStore& parameters_;
+  const std::string name_;
   ConvGeometry geometry_;
   int64_t output_channels_;
   Activation activation_;
+  Precision precision_;
   bool pads_output_ = false;
   ParameterStore::Id weight_, bias_;
   Tensor input_, output_;
@@ -39,7 +43,8 @@ class Conv : public Layer {
 class ConvTranspose : public Conv {
  public:
   ConvTranspose(ParameterStore& parameters, const std::string& name, ConvGeometry geometry,
-                int64_t input_channels, int64_t output_channels, Activation activation);
+                int64_t input_channels, int64_t output_channels, Activation activation,
+                Precision precision = Precision::fp32);
 };
 
 // In place: its output is its input's memory. The layer before it must not need its output in backward.
@@ -57,10 +62,12 @@ class ReLU : public Layer {
 // Declares `name`.conv1 and `name`.conv2.
 class Residual : public Layer {
  public:
-  Residual(ParameterStore& parameters, const std::string& name, int64_t channels, int64_t hidden);
+  Residual(ParameterStore& parameters, const std::string& name, int64_t channels, int64_t hidden,
+           Precision precision = Precision::fp32);
   Tensor plan(Arena& arena, const Tensor& input, Mode mode) override;
   void forward(Stream stream) override;
   void backward(Stream stream) override;
+  void list_convolutions(std::vector<LayerConvolution>& list) const override;
 
  private:
   Conv conv1_, conv2_;
@@ -80,6 +87,7 @@ class Sequential : public Layer {
   Tensor plan(Arena& arena, const Tensor& input, Mode mode) override;
   void forward(Stream stream) override;
   void backward(Stream stream) override;
+  void list_convolutions(std::vector<LayerConvolution>& list) const override;
 
  private:
   std::vector<std::unique_ptr<Layer>> layers_;

@@ -64,6 +64,7 @@ class Arena {
     scratch_.allocate(runtime);
     scratch_view_ = scratch_.take<std::byte>({scratch_bytes_});
   }
+  bool allocated() const { return bool(scratch_view_); }
   int64_t activation_bytes() const { return activations_.bytes(); }
   int64_t scratch_bytes() const { return scratch_bytes_; }
 

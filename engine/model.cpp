@@ -20,7 +20,11 @@ int64_t stage_channels(int64_t hidden, int64_t i, int64_t stages) {
 
 Model::Model(const Config& config, const ImageShape& shape, int64_t batch, int64_t images_per_epoch,
              Mode mode)
-    : config_(config), shape_(shape), batch_(batch), mode_(mode) {
+    : config_(config),
+      shape_(shape),
+      batch_(batch),
+      mode_(mode),
+      precision_(parse_precision(config.train.precision)) {
   build_encoder();
   const int64_t latents_per_image = code_height() * code_width();
   quantizer_ = make_quantizer({.config = config_,
@@ -38,33 +42,34 @@ void Model::build_encoder() {
   for (int64_t i = 0; i < stages; ++i) {
     const int64_t next = stage_channels(m.hidden, i, stages);
     encoder_.add<Conv>(parameters_, fmt::format("encoder.conv{}", i + 1), kHalve, channels, next,
-                       Activation::relu);
+                       Activation::relu, precision_);
     channels = next;
   }
   encoder_.add<Conv>(parameters_, fmt::format("encoder.conv{}", stages + 1), kSame, channels, m.hidden,
-                     Activation::relu);
+                     Activation::relu, precision_);
   for (int64_t i = 0; i < m.residual_blocks; ++i)
-    encoder_.add<Residual>(parameters_, fmt::format("encoder.residual{}", i + 1), m.hidden,
-                           m.residual_hidden);
+    encoder_.add<Residual>(parameters_, fmt::format("encoder.residual{}", i + 1), m.hidden, m.residual_hidden,
+                           precision_);
   encoder_.add<ReLU>();
   encoder_.add<Conv>(parameters_, "quant_conv", ConvGeometry{.kernel = 1}, m.hidden, config_.quantizer.dim,
-                     Activation::none);
+                     Activation::none, precision_);
 }
 
 void Model::build_decoder() {
   const ModelConfig& m = config_.model;
   const int64_t stages = std::countr_zero(uint64_t(m.downsampling));
-  decoder_.add<Conv>(parameters_, "decoder.conv1", kSame, config_.quantizer.dim, m.hidden, Activation::none);
+  decoder_.add<Conv>(parameters_, "decoder.conv1", kSame, config_.quantizer.dim, m.hidden, Activation::none,
+                     precision_);
   for (int64_t i = 0; i < m.residual_blocks; ++i)
-    decoder_.add<Residual>(parameters_, fmt::format("decoder.residual{}", i + 1), m.hidden,
-                           m.residual_hidden);
+    decoder_.add<Residual>(parameters_, fmt::format("decoder.residual{}", i + 1), m.hidden, m.residual_hidden,
+                           precision_);
   decoder_.add<ReLU>();
   int64_t channels = m.hidden;
   for (int64_t i = 0; i < stages; ++i) {
     const bool last = i + 1 == stages;
     const int64_t next = last ? shape_.channels : stage_channels(m.hidden, stages - 2 - i, stages);
     auto& up = decoder_.add<ConvTranspose>(parameters_, fmt::format("decoder.up{}", i + 1), kDouble, channels,
-                                           next, last ? Activation::none : Activation::relu);
+                                           next, last ? Activation::none : Activation::relu, precision_);
     if (last) up.pad_output_channels();
     channels = next;
   }
@@ -75,11 +80,15 @@ int64_t Model::padded(int64_t side) const {
   return (side + d - 1) / d * d;
 }
 
-void Model::plan(Arena& arena) {
+void Model::plan_encoder(Arena& arena) {
   images_ = arena.take<uint8_t>({batch_, shape_.height, shape_.width, shape_.channels});
   input_.value = arena.take<float>({batch_, padded(shape_.height), padded(shape_.width),
-                                    padded_channels(arena.device(), shape_.channels)});
+                                    padded_channels(arena.device(), shape_.channels, precision_)});
   latents_ = encoder_.plan(arena, input_, mode_);
+}
+
+void Model::plan(Arena& arena) {
+  plan_encoder(arena);
   quantized_ = quantizer_->plan(arena, latents_, mode_);
   reconstruction_ = decoder_.plan(arena, quantized_, mode_);
   loss_ = arena.take<float>({1});
@@ -99,6 +108,19 @@ std::vector<std::pair<std::string, int64_t>> Model::memory_budget(Device device)
                       measure.activation_bytes());
   budget.emplace_back("scratch", measure.scratch_bytes());
   return budget;
+}
+
+std::vector<LayerConvolution> Model::convolutions(Device device) {
+  Arena measure(device);
+  if (!arena_.allocated()) {
+    plan_encoder(measure);
+    // What the quantizer gives has the shape of the latents. Its own plan may need the device itself.
+    decoder_.plan(measure, latents_, mode_);
+  }
+  std::vector<LayerConvolution> list;
+  encoder_.list_convolutions(list);
+  decoder_.list_convolutions(list);
+  return list;
 }
 
 void Model::allocate(const Runtime& runtime) {

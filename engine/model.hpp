@@ -26,6 +26,8 @@ class Model {
 
   // Bytes that allocate() will take, by name.
   std::vector<std::pair<std::string, int64_t>> memory_budget(Device device);
+  // The convolutions of a step on a device, in the order of the layers. Before allocate() no device is needed.
+  std::vector<LayerConvolution> convolutions(Device device);
   // All memory, once, with initial weights drawn from config.seed in training.
   void allocate(const Runtime& runtime);
 
@@ -71,6 +73,7 @@ class Model {
  private:
   void build_encoder();
   void build_decoder();
+  void plan_encoder(Arena& arena);
   void plan(Arena& arena);
   int64_t padded(int64_t side) const;
 
@@ -78,6 +81,7 @@ class Model {
   const ImageShape shape_;
   const int64_t batch_;
   const Mode mode_;
+  const Precision precision_;
   float loss_scale_ = 1.0f;
   ParameterStore parameters_;
   Sequential encoder_, decoder_;

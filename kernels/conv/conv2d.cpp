@@ -33,8 +33,35 @@ bool scatters(const ConvSides& sides, Direction direction) {
   return direction == Direction::to_large && ScatterPass::serves(sides);
 }
 
-int64_t convolve_bytes(const ConvSides& sides, Direction direction) {
+// Operands as they are multiplied: in fp32 themselves, else rounded copies in the op's scratch, one for each
+// worker (or one for all).
+class RoundedOperand {
+ public:
+  RoundedOperand(Precision precision, int64_t workers, int64_t size, ScratchCutter& scratch)
+      : precision_(precision), copies_(scratch, workers, precision == Precision::fp32 ? 0 : size) {}
+
+  const float* of(const float* values, int64_t count, int worker = 0) const {
+    if (precision_ == Precision::fp32) return values;
+    round_to(precision_, copies_[worker], values, count);
+    return copies_[worker];
+  }
+
+ private:
+  Precision precision_;
+  FloatArrays copies_;
+};
+
+RoundedOperand rounded_weight(const ConvSides& s, Precision precision, ScratchCutter& scratch) {
+  return {precision, 1, s.small.c * s.patch_size(), scratch};
+}
+RoundedOperand rounded_shards(const ImageSize& image, Precision precision, ScratchCutter& scratch) {
+  return {precision, worker_count(), kConvShard * image.size(), scratch};
+}
+
+int64_t convolve_bytes(const ConvSides& sides, Direction direction, Precision precision) {
   ScratchCutter scratch({});
+  rounded_weight(sides, precision, scratch);
+  rounded_shards(direction == Direction::to_small ? sides.large : sides.small, precision, scratch);
   if (scatters(sides, direction))
     ScatterPass(sides, scratch);
   else
@@ -42,24 +69,43 @@ int64_t convolve_bytes(const ConvSides& sides, Direction direction) {
   return scratch.bytes();
 }
 
-int64_t weight_gradient_bytes(const ConvSides& sides, const View<const float>& output) {
+int64_t weight_gradient_bytes(const ConvSides& sides, const View<const float>& output, Precision precision) {
   ScratchCutter scratch({});
+  rounded_shards(sides.large, precision, scratch);
+  rounded_shards(sides.small, precision, scratch);
   WeightPass(sides, shard_count(output[0]), scratch);
   BiasPass(output.rows()[0], output[3], scratch);
   return scratch.bytes();
 }
 
+// pixels (count, channels) = activation(pixels + bias), as the passes do it in their last step.
+VQ_MULTIVERSION void add_bias(float* pixels, int64_t count, int64_t channels, const float* bias, bool relu) {
+  for (int64_t pixel = 0; pixel < count; ++pixel, pixels += channels)
+    for (int64_t c = 0; c < channels; ++c) {
+      const float x = bias == nullptr ? pixels[c] : pixels[c] + bias[c];
+      pixels[c] = relu && x <= 0.0f ? 0.0f : x;
+    }
+}
+
 // output = activation(convolution of input in this direction + bias)
 void convolve(const ConvSides& sides, Direction direction, const View<float>& output,
               const View<const float>& input, const View<const float>& weight, const View<const float>& bias,
-              Activation activation, const View<std::byte>& scratch) {
+              Activation activation, Precision precision, const View<std::byte>& scratch) {
   ScratchCutter cutter(scratch);
   const int64_t batch = input[0], input_size = input.size() / batch, output_size = output.size() / batch;
+  const bool relu = activation == Activation::relu, rounds_result = precision == Precision::bf16;
+  const RoundedOperand weights = rounded_weight(sides, precision, cutter);
+  const RoundedOperand inputs =
+      rounded_shards(direction == Direction::to_small ? sides.large : sides.small, precision, cutter);
   const auto run_shards = [&](const auto& pass) {
-    pass.prepare(weight.data, bias);
+    pass.prepare(weights.of(weight.data, weight.size()), rounds_result ? View<const float>() : bias);
     for_each_shard(batch, [&](int64_t, int64_t first, int64_t images, int worker) {
-      pass.run(output.data + first * output_size, input.data + first * input_size, images,
-               activation == Activation::relu, worker);
+      float* const result = output.data + first * output_size;
+      pass.run(result, inputs.of(input.data + first * input_size, images * input_size, worker), images,
+               relu && !rounds_result, worker);
+      if (!rounds_result) return;
+      round_to(precision, result, result, images * output_size);
+      if (bias || relu) add_bias(result, images * output_size / output[3], output[3], bias.data, relu);
     });
   };
   if (scatters(sides, direction))
@@ -135,40 +181,45 @@ bool conv_supports(const ConvGeometry& geometry, const View<const float>& input,
 }
 
 int64_t conv_scratch_bytes(Device device, const ConvGeometry& geometry, const View<const float>& input,
-                           int64_t output_channels) {
+                           int64_t output_channels, Precision precision) {
   if constexpr (kWithCuda)
-    if (device == Device::cuda) return conv_scratch_bytes_cuda(geometry, input, output_channels);
+    if (device == Device::cuda) return conv_scratch_bytes_cuda(geometry, input, output_channels, precision);
   const View<const float> output(
       nullptr, {input[0], geometry.output_side(input[1]), geometry.output_side(input[2]), output_channels});
   const ConvSides sides = conv_sides(geometry, input, output);
-  return std::max({convolve_bytes(sides, Direction::to_small), convolve_bytes(sides, Direction::to_large),
-                   weight_gradient_bytes(sides, output)});
+  return std::max({convolve_bytes(sides, Direction::to_small, precision),
+                   convolve_bytes(sides, Direction::to_large, precision),
+                   weight_gradient_bytes(sides, output, precision)});
 }
 
 void run_cpu(const ConvForwardOp& op) {
   const ConvSides sides = conv_sides(op.geometry, op.input, op.output);
   require_no_padding("convolution", op.geometry, op.input, op.output, op.weight);
-  require_scratch("convolution", op.scratch, convolve_bytes(sides, forward_direction(op.geometry)));
+  require_scratch("convolution", op.scratch,
+                  convolve_bytes(sides, forward_direction(op.geometry), op.precision));
   convolve(sides, forward_direction(op.geometry), op.output, op.input, op.weight, op.bias, op.activation,
-           op.scratch);
+           op.precision, op.scratch);
 }
 
 void run_cpu(const ConvBackwardDataOp& op) {
   const ConvSides sides = conv_sides(op.geometry, op.d_input, op.d_output);
   require_no_padding("convolution backward data", op.geometry, op.d_input, op.d_output, op.weight);
   require_scratch("convolution backward data", op.scratch,
-                  convolve_bytes(sides, backward_direction(op.geometry)));
+                  convolve_bytes(sides, backward_direction(op.geometry), op.precision));
   convolve(sides, backward_direction(op.geometry), op.d_input, op.d_output, op.weight, {}, Activation::none,
-           op.scratch);
+           op.precision, op.scratch);
 }
 
 void run_cpu(const ConvBackwardWeightOp& op) {
   const ConvSides sides = conv_sides(op.geometry, op.input, op.d_output);
   require_no_padding("convolution backward weight", op.geometry, op.input, op.d_output, op.d_weight);
-  require_scratch("convolution backward weight", op.scratch, weight_gradient_bytes(sides, op.d_output));
+  require_scratch("convolution backward weight", op.scratch,
+                  weight_gradient_bytes(sides, op.d_output, op.precision));
   const int64_t batch = op.input[0], input_size = op.input.size() / batch,
                 output_size = op.d_output.size() / batch, pixels = op.d_output[1] * op.d_output[2];
   ScratchCutter cutter(op.scratch);
+  const RoundedOperand larges = rounded_shards(sides.large, op.precision, cutter),
+                       smalls = rounded_shards(sides.small, op.precision, cutter);
   const WeightPass weight(sides, shard_count(batch), cutter);
   const BiasPass bias(batch * pixels, op.d_output[3], cutter);
   weight.prepare();
@@ -176,7 +227,8 @@ void run_cpu(const ConvBackwardWeightOp& op) {
     const float* input = op.input.data + first * input_size;
     const float* d_output = op.d_output.data + first * output_size;
     const bool normal = op.geometry.kind == ConvKind::normal;
-    weight.run(shard, normal ? input : d_output, normal ? d_output : input, images, worker);
+    weight.run(shard, larges.of(normal ? input : d_output, images * sides.large.size(), worker),
+               smalls.of(normal ? d_output : input, images * sides.small.size(), worker), images, worker);
     if (op.d_bias) bias.run(op.d_output.data, first * pixels, (first + images) * pixels, worker);
   });
   weight.finish(op.d_weight.data, shard_count(batch));

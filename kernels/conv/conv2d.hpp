@@ -1,10 +1,11 @@
-// 2-d convolution and transposed convolution, NHWC, fp32, with bias and ReLU (which keeps NaN). CPU: matrix
-// products over shards of kConvShard images. Each output element is one sum in a fixed order, the bias last;
-// gradients of weights are added in shard order, those of the bias as column_sums.hpp says, on every device:
-// no result depends on the number of threads, nor an image on the rest of its batch.
+// 2-d convolution and transposed convolution, NHWC, with bias and ReLU (which keeps NaN), of fp32 tensors
+// whose products may be of less precision (precision.hpp). CPU: matrix products over shards of kConvShard
+// images. Each output element is one sum in a fixed order, the bias last; gradients of weights are added in
+// shard order, those of the bias as column_sums.hpp says, on every device: no result depends on the number of
+// threads, nor an image on the rest of its batch.
 #pragma once
 
-#include "../core/op.hpp"
+#include "precision.hpp"
 
 namespace vqlab {
 
@@ -35,11 +36,11 @@ struct ConvGeometry {
 // weight; what is beyond is read as 0 and written as 0.
 
 // To which multiple the engine pads. In fp32 cuDNN has the same engines for 1 and 3 channels, and padding to
-// 8 costs: 34.1 instead of 39.1 thousand images/s for fmnist-s on an H200. Tensor-core types will want 8.
-inline constexpr int64_t kChannelMultiple = 1;
-inline int64_t padded_channels(Device device, int64_t channels) {
-  return device == Device::cuda ? (channels + kChannelMultiple - 1) / kChannelMultiple * kChannelMultiple
-                                : channels;
+// 8 costs: 34.1 instead of 39.1 thousand images/s for fmnist-s on an H200. In bf16 cuDNN would pad to 8
+// itself, in a pass of its own each time.
+inline int64_t padded_channels(Device device, int64_t channels, Precision precision) {
+  const int64_t multiple = device == Device::cuda && precision == Precision::bf16 ? 8 : 1;
+  return (channels + multiple - 1) / multiple * multiple;
 }
 
 // output = activation(convolution(input) + bias)
@@ -50,7 +51,8 @@ struct ConvForwardOp {
   View<const float> bias;    // (O), or absent
   ConvGeometry geometry;
   Activation activation;
-  View<std::byte> scratch;  // conv_scratch_bytes(device, geometry, input, O)
+  View<std::byte> scratch;  // conv_scratch_bytes(device, geometry, input, O, precision)
+  Precision precision = Precision::fp32;
 
   // These three throw Error(failed) on shapes that disagree; run() also on too little scratch.
   void check() const;
@@ -64,6 +66,7 @@ struct ConvBackwardDataOp {
   View<const float> weight;
   ConvGeometry geometry;
   View<std::byte> scratch;
+  Precision precision = Precision::fp32;
 
   void check() const;
 };
@@ -81,6 +84,7 @@ struct ConvBackwardWeightOp {
   ConvGeometry geometry;
   View<std::byte> scratch;
   WeightGradient method = WeightGradient::automatic;
+  Precision precision = Precision::fp32;
 
   void check() const;
 };
@@ -91,9 +95,9 @@ bool conv_supports(const ConvGeometry& geometry, const View<const float>& input,
 // Scratch that each of the three ops needs at this shape; on the CPU for the present worker_count(). `input`
 // is (B, H, W, I).
 int64_t conv_scratch_bytes(Device device, const ConvGeometry& geometry, const View<const float>& input,
-                           int64_t output_channels);
+                           int64_t output_channels, Precision precision = Precision::fp32);
 int64_t conv_scratch_bytes_cuda(const ConvGeometry& geometry, const View<const float>& input,
-                                int64_t output_channels);
+                                int64_t output_channels, Precision precision);
 
 // "" if the library behind run_cuda can be used, else one line why not.
 std::string conv_problem_cuda();

@@ -1,4 +1,5 @@
 // The three ops on a GPU: weights padded to the channels of the tensors, the device's library, bias and ReLU.
+#include "cast.hpp"
 #include "conv_bias.hpp"
 #include "conv_problem.hpp"
 #include "pad_channels.hpp"
@@ -7,32 +8,51 @@
 namespace vqlab {
 namespace {
 
-constexpr uintptr_t kPartAlignment = 256;
+constexpr int64_t kPartAlignment = 256;
 
-// The parts of an op's scratch: the library's workspace, and a weight with all channels of the tensors.
+// The parts of an op's scratch: the library's workspace, a weight with all channels of the tensors, and in
+// bf16 copies of that, of the source and of the target.
 class Parts {
  public:
-  Parts(const char* op, const View<std::byte>& scratch, const View<const float>& full_weight) {
-    require_scratch(op, scratch, bytes(full_weight));
+  Parts(const char* op, const View<std::byte>& scratch, const View<const float>& full_weight,
+        Precision precision = Precision::fp32, int64_t source_size = 0, int64_t target_size = 0)
+      : weight(nullptr, {full_weight.size() / full_weight[3], full_weight[3]}),
+        weight_bf16(nullptr, {full_weight.size()}),
+        source(nullptr, {source_size}),
+        target(nullptr, {target_size}) {
+    require_scratch(op, scratch, bytes(full_weight, precision, source_size + target_size));
     const auto begin = reinterpret_cast<uintptr_t>(scratch.data);
-    const uintptr_t gap = (kPartAlignment - begin % kPartAlignment) % kPartAlignment;
-    workspace_ = scratch.data + gap;
-    weight_ = View<float>(reinterpret_cast<float*>(workspace_ + kConvWorkspaceBytes),
-                          {full_weight.size() / full_weight[3], full_weight[3]});
+    next_ = scratch.data + (kPartAlignment - int64_t(begin % kPartAlignment)) % kPartAlignment;
+    workspace = take<std::byte>(kConvWorkspaceBytes);
+    weight.data = take<float>(full_weight.bytes());
+    if (precision != Precision::bf16) return;
+    weight_bf16.data = take<uint16_t>(weight_bf16.bytes());
+    source.data = take<uint16_t>(source.bytes());
+    target.data = take<uint16_t>(target.bytes());
   }
-  static int64_t bytes(const View<const float>& full_weight) {
-    return int64_t(kPartAlignment) + kConvWorkspaceBytes + full_weight.bytes();
+  // `elements`: of source and target.
+  static int64_t bytes(const View<const float>& full_weight, Precision precision, int64_t elements) {
+    constexpr int64_t kHalf = sizeof(uint16_t);
+    const int64_t copies =
+        precision == Precision::bf16 ? kHalf * (full_weight.size() + elements) + 3 * kPartAlignment : 0;
+    return 2 * kPartAlignment + kConvWorkspaceBytes + full_weight.bytes() + copies;
   }
 
-  std::byte* workspace() const { return workspace_; }
-  View<std::byte> workspace_view() const { return {workspace_, {kConvWorkspaceBytes}}; }
-  const View<float>& weight() const {
-    return weight_;
-  }  // as a matrix: rows(), which keeps the last dimension
+  View<std::byte> workspace_view() const { return {workspace, {kConvWorkspaceBytes}}; }
+
+  std::byte* workspace;
+  View<float> weight;  // as a matrix: rows(), which keeps the last dimension
+  View<uint16_t> weight_bf16, source, target;
 
  private:
-  std::byte* workspace_;
-  View<float> weight_;
+  template <class T>
+  T* take(int64_t count) {
+    T* const part = reinterpret_cast<T*>(next_);
+    next_ += (count + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+    return part;
+  }
+
+  std::byte* next_;
 };
 
 void require_aligned(const char* op, std::initializer_list<const float*> operands) {
@@ -61,39 +81,62 @@ int64_t weight_outputs(const ConvGeometry& g, const View<const float>& weight) {
 const float* padded(const View<const float>& weight, const View<const float>& full, const Parts& parts,
                     Stream stream) {
   if (same_shape(weight, full)) return weight.data;
-  pad_channels_cuda(parts.weight(), weight.rows(), stream);
-  return parts.weight().data;
+  pad_channels_cuda(parts.weight, weight.rows(), stream);
+  return parts.weight.data;
+}
+
+// target = activation(convolution of source + bias) in the first `channels` channels, 0 in those beyond.
+void convolve(const char* op, const ConvProblem& problem, const View<float>& target,
+              const View<const float>& source, const float* filter, const View<const float>& bias,
+              int64_t channels, Activation activation, const Parts& parts, Stream stream) {
+  if (problem.precision == Precision::bf16) {
+    to_bf16_cuda(parts.source, source, stream);
+    to_bf16_cuda(parts.weight_bf16, {filter, {parts.weight_bf16.size()}}, stream);
+    convolve_cuda(op, problem, {parts.target.data, parts.source.data, parts.weight_bf16.data},
+                  parts.workspace, stream);
+    const View<float> rows = target.rows();
+    from_bf16_cuda(rows, {parts.target.data, {rows[0], rows[1]}}, bias, channels, activation, stream);
+    return;
+  }
+  convolve_cuda(op, problem, {target.data, source.data, filter}, parts.workspace, stream);
+  if (bias || activation == Activation::relu || channels < target[3])
+    add_conv_bias_cuda(target.rows(), bias, channels, activation, stream);
+}
+
+ConvProblem in_precision(ConvProblem problem, Precision precision) {
+  problem.precision = precision;
+  return problem;
 }
 
 }  // namespace
 
 int64_t conv_scratch_bytes_cuda(const ConvGeometry& geometry, const View<const float>& input,
-                                int64_t output_channels) {
-  return Parts::bytes(full_weight(geometry, input[3], output_channels));
+                                int64_t output_channels, Precision precision) {
+  const int64_t output_size =
+      input[0] * geometry.output_side(input[1]) * geometry.output_side(input[2]) * output_channels;
+  return Parts::bytes(full_weight(geometry, input[3], output_channels), precision,
+                      input.size() + output_size);
 }
 
 void run_cuda(const ConvForwardOp& op, Stream stream) {
   constexpr const char* kName = "convolution";
   require_aligned(kName, {op.output.data, op.input.data, op.weight.data});
   const View<const float> full = full_weight(op.geometry, op.input[3], op.output[3]);
-  const Parts parts(kName, op.scratch, full);
-  convolve_cuda(kName, forward_problem(op.geometry, op.input, op.output), op.output.data, op.input.data,
-                padded(op.weight, full, parts, stream), parts.workspace(), stream);
-  const int64_t channels = weight_outputs(op.geometry, op.weight);
-  if (op.bias || op.activation == Activation::relu || channels < op.output[3])
-    add_conv_bias_cuda(op.output.rows(), op.bias, channels, op.activation, stream);
+  const Parts parts(kName, op.scratch, full, op.precision, op.input.size(), op.output.size());
+  convolve(kName, in_precision(forward_problem(op.geometry, op.input, op.output), op.precision), op.output,
+           op.input, padded(op.weight, full, parts, stream), op.bias, weight_outputs(op.geometry, op.weight),
+           op.activation, parts, stream);
 }
 
+// Zero weights give zeros in padding channels only where d_output is finite.
 void run_cuda(const ConvBackwardDataOp& op, Stream stream) {
   constexpr const char* kName = "convolution backward data";
   require_aligned(kName, {op.d_input.data, op.d_output.data, op.weight.data});
   const View<const float> full = full_weight(op.geometry, op.d_input[3], op.d_output[3]);
-  const Parts parts(kName, op.scratch, full);
-  convolve_cuda(kName, backward_data_problem(op.geometry, op.d_input, op.d_output), op.d_input.data,
-                op.d_output.data, padded(op.weight, full, parts, stream), parts.workspace(), stream);
-  // Zero weights give zeros only where d_output is finite.
-  const int64_t channels = weight_inputs(op.geometry, op.weight);
-  if (channels < op.d_input[3]) add_conv_bias_cuda(op.d_input.rows(), {}, channels, Activation::none, stream);
+  const Parts parts(kName, op.scratch, full, op.precision, op.d_output.size(), op.d_input.size());
+  convolve(kName, in_precision(backward_data_problem(op.geometry, op.d_input, op.d_output), op.precision),
+           op.d_input, op.d_output, padded(op.weight, full, parts, stream), {},
+           weight_inputs(op.geometry, op.weight), Activation::none, parts, stream);
 }
 
 void run_cuda(const ConvBackwardWeightOp& op, Stream stream) {
@@ -103,7 +146,8 @@ void run_cuda(const ConvBackwardWeightOp& op, Stream stream) {
   const bool normal = op.geometry.kind == ConvKind::normal;
   const float* large = normal ? op.input.data : op.d_output.data;
   const float* small = normal ? op.d_output.data : op.input.data;
-  const ConvProblem problem = backward_weight_problem(op.geometry, op.input, op.d_output);
+  const ConvProblem problem =
+      in_precision(backward_weight_problem(op.geometry, op.input, op.d_output), op.precision);
   const bool split_rows = op.method == WeightGradient::split_rows ||
                           (op.method == WeightGradient::automatic && prefers_split_rows(problem));
   if (split_rows) {
@@ -111,9 +155,9 @@ void run_cuda(const ConvBackwardWeightOp& op, Stream stream) {
   } else {
     require_aligned(kName, {op.d_weight.data, large, small});
     const bool fits = same_shape(op.d_weight, full);
-    convolve_weight_gradient_cuda(kName, problem, fits ? op.d_weight.data : parts.weight().data, large, small,
-                                  parts.workspace(), stream);
-    if (!fits) pad_channels_cuda(op.d_weight.rows(), parts.weight(), stream);  // crops
+    convolve_weight_gradient_cuda(kName, problem, fits ? op.d_weight.data : parts.weight.data, large, small,
+                                  parts.workspace, stream);
+    if (!fits) pad_channels_cuda(op.d_weight.rows(), parts.weight, stream);  // crops
   }
   // In the same stream, so the gradient above is done with the workspace.
   if (op.d_bias) conv_bias_gradient_cuda(op.d_bias, op.d_output.rows(), parts.workspace_view(), stream);

@@ -23,11 +23,12 @@ ConvProblem make_problem(ConvOperation operation, const ConvGeometry& g, const V
 }  // namespace
 
 std::string ConvProblem::text() const {
-  constexpr const char *kNames[] = {"fprop", "dgrad", "wgrad"}, *kArrows[] = {"->", "<-", "x"};
-  return fmt::format("{} ({}, {}, {}, {}) {} ({}, {}, {}, {}), kernel {}, stride {}, padding {}",
-                     kNames[int(operation)], batch, large_height, large_width, large_channels,
-                     kArrows[int(operation)], batch, small_height, small_width, small_channels, kernel,
-                     stride, padding);
+  constexpr const char *kNames[] = {"fprop", "dgrad", "wgrad"}, *kArrows[] = {"->", "<-", "x"},
+                       *kFusions[] = {"", "+bias", "+bias+relu", "+mask", "+mask+sums"};
+  return fmt::format("{}{} ({}, {}, {}, {}) {} ({}, {}, {}, {}), kernel {}, stride {}, padding {}, {}",
+                     kNames[int(operation)], kFusions[int(fusion)], batch, large_height, large_width,
+                     large_channels, kArrows[int(operation)], batch, small_height, small_width,
+                     small_channels, kernel, stride, padding, precision_name(precision));
 }
 
 ConvProblem forward_problem(const ConvGeometry& geometry, const View<const float>& input,

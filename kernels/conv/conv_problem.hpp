@@ -11,6 +11,11 @@ namespace vqlab {
 // one. fprop goes from the large side to the small, dgrad back; wgrad is the gradient of the filter.
 enum class ConvOperation { fprop, dgrad, wgrad };
 
+// What the library does behind the convolution, in the same graph. bias and relu: target = relu(convolution +
+// bias). mask: a gradient passes where the output of a ReLU, of the target's shape, is positive. mask_sums:
+// and is added up over the pixels of each channel, which is the gradient of that layer's bias.
+enum class ConvFusion { none, bias, bias_relu, mask, mask_sums };
+
 // All that a plan depends on, the padding channels included. The filter is (small channels, kernel, kernel,
 // large channels), as our weights are.
 struct ConvProblem {
@@ -19,6 +24,8 @@ struct ConvProblem {
   int64_t large_height, large_width, large_channels;
   int64_t small_height, small_width, small_channels;
   int64_t kernel, stride, padding;
+  Precision precision = Precision::fp32;
+  ConvFusion fusion = ConvFusion::none;
 
   auto operator<=>(const ConvProblem&) const = default;
   // "dgrad (128, 28, 28, 8) <- (128, 14, 14, 16), kernel 4, stride 2, padding 1"
@@ -38,12 +45,18 @@ ConvProblem backward_weight_problem(const ConvGeometry& geometry, const View<con
 inline constexpr int64_t kConvWorkspaceBytes = 64 << 20;
 inline constexpr int64_t kConvAlignment = 16;
 
-// Enqueues an fprop or a dgrad: the target side is overwritten. workspace (kConvWorkspaceBytes). `op` names
-// it in errors.
-void convolve_cuda(const char* op, const ConvProblem& problem, float* target, const float* source,
-                   const float* filter, std::byte* workspace, Stream stream);
+// The operands of an fprop or a dgrad: floats, in bf16 the 16 bits of bf16 numbers.
+struct ConvOperands {
+  void* target;  // overwritten
+  const void *source, *filter;
+  const float* bias = nullptr;  // (channels of the target), where the problem fuses it
+};
 
-// Enqueues a wgrad: the filter is overwritten.
+// Enqueues an fprop or a dgrad. workspace (kConvWorkspaceBytes). `op` names it in errors.
+void convolve_cuda(const char* op, const ConvProblem& problem, const ConvOperands& operands,
+                   std::byte* workspace, Stream stream);
+
+// Enqueues a wgrad of fp32 tensors, with products in fp32 or tf32: the filter is overwritten.
 void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, float* d_filter,
                                    const float* large, const float* small, std::byte* workspace,
                                    Stream stream);

@@ -17,8 +17,9 @@ class Planner {
     return planner;
   }
 
-  void run(const char* op, const ConvProblem& problem, const float* large, const float* filter,
-           const float* small, std::byte* workspace, Stream stream,
+  // data[i] is the tensor uids[i]; cuDNN takes pointers to void, also to what it only reads.
+  void run(const char* op, const ConvProblem& problem, std::span<const int64_t> uids,
+           const std::vector<const void*>& data, std::byte* workspace, Stream stream,
            std::source_location at = std::source_location::current()) {
     const std::lock_guard lock(mutex_);  // the handle's stream is state
     if (handle_ == nullptr) CUDNN_CHECK(cudnn().cudnnCreate(&handle_));
@@ -26,10 +27,9 @@ class Planner {
     auto plan = plans_.find(problem);
     if (plan == plans_.end())
       plan = plans_.emplace(problem, plan_convolution(problem, CudnnTarget(handle_))).first;
-    // cuDNN takes pointers to void, also to what it only reads.
-    const auto pointer = [](const float* data) { return static_cast<void*>(const_cast<float*>(data)); };
-    cudnn_execute(handle_, plan->second.plan, {kLargeUid, kFilterUid, kSmallUid},
-                  {pointer(large), pointer(filter), pointer(small)}, workspace);
+    std::vector<void*> pointers;
+    for (const void* pointer : data) pointers.push_back(const_cast<void*>(pointer));
+    cudnn_execute(handle_, plan->second.plan, uids, pointers, workspace);
     check_launch(op, cudaSuccess, stream, at);
   }
 
@@ -43,24 +43,34 @@ class Planner {
 
 std::string conv_problem_cuda() { return cudnn_problem(); }
 
-void convolve_cuda(const char* op, const ConvProblem& problem, float* target, const float* source,
-                   const float* filter, std::byte* workspace, Stream stream) {
+void convolve_cuda(const char* op, const ConvProblem& problem, const ConvOperands& o, std::byte* workspace,
+                   Stream stream) {
   const bool to_small = problem.operation == ConvOperation::fprop;
-  Planner::instance().run(op, problem, to_small ? source : target, filter, to_small ? target : source,
-                          workspace, stream);
+  std::vector<int64_t> uids = {to_small ? kLargeUid : kSmallUid, kFilterUid,
+                               to_small ? kSmallUid : kLargeUid};
+  std::vector<const void*> data = {o.source, o.filter, o.target};
+  if (problem.fusion != ConvFusion::none) {
+    uids.push_back(kBiasUid);
+    data.push_back(o.bias);
+  }
+  Planner::instance().run(op, problem, uids, data, workspace, stream);
 }
 
 void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, float* d_filter,
                                    const float* large, const float* small, std::byte* workspace,
                                    Stream stream) {
-  Planner::instance().run(op, problem, large, d_filter, small, workspace, stream);
+  VQ_REQUIRE(problem.precision != Precision::bf16, "{}: cuDNN's gradient of a filter in bf16 is bf16 itself",
+             op);
+  Planner::instance().run(op, problem, std::array{kLargeUid, kFilterUid, kSmallUid}, {large, d_filter, small},
+                          workspace, stream);
 }
 
 // On an H200, for fmnist-s at batch 128, cuDNN 9 takes 140 to 415 us for a filter whose arithmetic takes few,
 // also for 3 x 3 from 16 to 32 channels; for 3 x 3 from 32 to 32, with Winograd, about 40 us with its
-// transposes.
+// transposes. In bf16 its result would be bf16, ours is fp32.
 bool prefers_split_rows(const ConvProblem& p) {
-  return !(p.kernel == 3 && p.stride == 1 && std::min(p.large_channels, p.small_channels) >= 32);
+  return p.precision == Precision::bf16 ||
+         !(p.kernel == 3 && p.stride == 1 && std::min(p.large_channels, p.small_channels) >= 32);
 }
 
 }  // namespace vqlab

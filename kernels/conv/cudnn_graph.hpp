@@ -5,6 +5,7 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,9 +34,14 @@ class CudnnDescriptor {
   void set(cudnnBackendAttributeName_t name, const std::array<T, N>& values) {
     set(name, kAttributeType<T>, int64_t(N), values.data());
   }
+  template <class T>
+  void set(cudnnBackendAttributeName_t name, std::span<const T> values) {
+    set(name, kAttributeType<T>, int64_t(values.size()), values.data());
+  }
   void set(cudnnBackendAttributeName_t name, const CudnnDescriptor& value) {
     set(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &value.raw_);
   }
+  void set(cudnnBackendAttributeName_t name, std::span<const CudnnDescriptor> values);
   void set(cudnnBackendAttributeName_t name, const std::string& text) {
     set(name, CUDNN_TYPE_CHAR, int64_t(text.size()), text.data());
   }
@@ -44,6 +50,7 @@ class CudnnDescriptor {
   cudnnStatus_t try_finalize() { return cudnn().cudnnBackendFinalize(raw_); }
 
   int64_t get_int64(cudnnBackendAttributeName_t name) const;
+  cudnnBackendKnobType_t get_knob_type() const;  // of a knob choice
   // At most 16 values.
   template <class T>
   std::vector<T> get_values(cudnnBackendAttributeName_t name) const {
@@ -55,8 +62,10 @@ class CudnnDescriptor {
   void get_descriptor(cudnnBackendAttributeName_t name, CudnnDescriptor& value) const {
     get(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &value.raw_);
   }
+  // How many descriptors it would give, and at most `most` of them.
+  int64_t count(cudnnBackendAttributeName_t name) const;
   std::vector<CudnnDescriptor> get_descriptors(cudnnBackendAttributeName_t name,
-                                               cudnnBackendDescriptorType_t type) const;
+                                               cudnnBackendDescriptorType_t type, int64_t most) const;
 
   cudnnBackendDescriptor_t raw() const { return raw_; }
 
@@ -93,9 +102,12 @@ class CudnnTarget {
 // From cuDNN's JSON representation of a device.
 CudnnDescriptor cudnn_device(const std::string& json);
 
-// A dense fp32 tensor with channels last, its data aligned to so many bytes. Dimensions in cuDNN's order:
-// images, channels, height, width; of a filter output channels, input channels, height, width.
-CudnnDescriptor cudnn_tensor(int64_t uid, const std::array<int64_t, 4>& dimensions, int64_t alignment);
+// A dense tensor with channels last, its data aligned to so many bytes. Dimensions in cuDNN's order: images,
+// channels, height, width; of a filter output channels, input channels, height, width.
+CudnnDescriptor cudnn_tensor(int64_t uid, const std::array<int64_t, 4>& dimensions, int64_t alignment,
+                             cudnnDataType_t type);
+// One in fp32 that exists within a graph only, between two of its operations.
+CudnnDescriptor cudnn_inner_tensor(int64_t uid, const std::array<int64_t, 4>& dimensions);
 
 // Two-dimensional, the same on both axes and on both sides, without dilation, in fp32.
 CudnnDescriptor cudnn_convolution(int64_t padding, int64_t stride);
@@ -106,12 +118,29 @@ CudnnDescriptor cudnn_operation(ConvOperation kind, const CudnnDescriptor& convo
                                 const CudnnDescriptor& large, const CudnnDescriptor& filter,
                                 const CudnnDescriptor& small);
 
-CudnnDescriptor cudnn_graph(const CudnnTarget& target, const CudnnDescriptor& operation);
+// result = a + b, where b may be one value for each channel.
+CudnnDescriptor cudnn_add(const CudnnDescriptor& a, const CudnnDescriptor& b, const CudnnDescriptor& result);
+// output = max(input, 0)
+CudnnDescriptor cudnn_relu(const CudnnDescriptor& input, const CudnnDescriptor& output);
+// d_input = d_output where output > 0, else 0; output is what the ReLU produced.
+CudnnDescriptor cudnn_relu_gradient(const CudnnDescriptor& output, const CudnnDescriptor& d_output,
+                                    const CudnnDescriptor& d_input);
+// sums (1, channels, 1, 1) of input over images and pixels.
+CudnnDescriptor cudnn_channel_sums(const CudnnDescriptor& input, const CudnnDescriptor& sums);
 
-// A way to compute a graph. Engines differ in their kernels, configs of one engine in their tiles.
+CudnnDescriptor cudnn_graph(const CudnnTarget& target, std::span<const CudnnDescriptor> operations);
+
+// One setting of an engine, such as the number of its tile.
+struct CudnnKnob {
+  int64_t type, value;  // type: a cudnnBackendKnobType_t
+  bool operator==(const CudnnKnob&) const = default;
+};
+
+// A way to compute a graph. Engines differ in their kernels, configs of one engine in their knobs.
 struct CudnnConfig {
   CudnnDescriptor config;
   int64_t engine;
+  std::vector<CudnnKnob> knobs;
   std::vector<cudnnBackendNumericalNote_t> numerical_notes;
   std::vector<cudnnBackendBehaviorNote_t> behavior_notes;
 };
@@ -120,17 +149,25 @@ struct CudnnConfig {
 std::vector<CudnnConfig> cudnn_configs(const CudnnTarget& target, const CudnnDescriptor& graph,
                                        cudnnBackendHeurMode_t mode);
 
+// The config of these names, from an earlier list. Nothing if cuDNN refuses: another version, or another GPU.
+std::optional<CudnnConfig> cudnn_config(const CudnnTarget& target, const CudnnDescriptor& graph,
+                                        int64_t engine, const std::vector<CudnnKnob>& knobs);
+
 // Nothing if the config turns out not to serve.
 std::optional<CudnnDescriptor> cudnn_plan(const CudnnTarget& target, const CudnnDescriptor& config);
 
 // Enqueues the plan on the handle's stream: data[i] is the tensor uids[i].
-void cudnn_execute(cudnnHandle_t handle, const CudnnDescriptor& plan, const std::array<int64_t, 3>& uids,
-                   const std::array<void*, 3>& data, void* workspace);
+void cudnn_execute(cudnnHandle_t handle, const CudnnDescriptor& plan, std::span<const int64_t> uids,
+                   std::span<void* const> data, void* workspace);
 
 template <class T>
 constexpr cudnnBackendAttributeType_t CudnnDescriptor::attribute_type() {
   if constexpr (std::is_same_v<T, int64_t>) return CUDNN_TYPE_INT64;
   if constexpr (std::is_same_v<T, float>) return CUDNN_TYPE_FLOAT;
+  if constexpr (std::is_same_v<T, bool>) return CUDNN_TYPE_BOOLEAN;
+  if constexpr (std::is_same_v<T, cudnnPointwiseMode_t>) return CUDNN_TYPE_POINTWISE_MODE;
+  if constexpr (std::is_same_v<T, cudnnReduceTensorOp_t>) return CUDNN_TYPE_REDUCTION_OPERATOR_TYPE;
+  if constexpr (std::is_same_v<T, cudnnBackendKnobType_t>) return CUDNN_TYPE_KNOB_TYPE;
   if constexpr (std::is_same_v<T, void*>) return CUDNN_TYPE_VOID_PTR;
   if constexpr (std::is_same_v<T, cudnnHandle_t>) return CUDNN_TYPE_HANDLE;
   if constexpr (std::is_same_v<T, cudnnDataType_t>) return CUDNN_TYPE_DATA_TYPE;

@@ -1,4 +1,5 @@
-// d_filter (S, k k L) = small (rows, S)^T x patches (rows, k k L) of the large side, by fmaf in fp32.
+// d_filter (S, k k L) = small (rows, S)^T x patches (rows, k k L) of the large side, by fmaf in fp32, of
+// factors rounded to the precision.
 // Mapping: a block owns a tile of d_filter and a slice of the rows, in slabs of 32; its threads form groups,
 // each with all of the tile, 4 or 8 x 4 sums a thread, and its own rows of a slab; a second kernel adds
 // slices. Traffic: both sides once per tile, from L2; 8 bytes per element of d_filter and slice. Shared
@@ -28,6 +29,7 @@ struct Sizes {
   int small_pitch, small_height, small_width;
   int large_pitch, large_height, large_width, large_channels;
   int kernel, stride, padding;
+  Precision precision;  // of the factors, which are rounded on the way to shared memory
 };
 
 // kSmall x kLarge elements of the filter; a thread owns kThread x 4 of them.
@@ -51,7 +53,14 @@ struct Carry {
   static __device__ int row() { return int(threadIdx.x) / kAcross; }
 
   // slab [kSlab][kSize]
-  static __device__ void store(float* slab, const Floats<kWidth> (&values)[kLoads]) {
+  static __device__ void store(float* slab, Floats<kWidth> (&values)[kLoads], Precision precision) {
+    if (precision != Precision::fp32) {
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i)
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j)
+          values[i].at[j] = __uint_as_float(round_bits(__float_as_uint(values[i].at[j]), precision));
+    }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) store_floats(slab + (row() + i * kDown) * kSize + column(), values[i]);
   }
@@ -188,8 +197,8 @@ __global__ void __launch_bounds__(kBlock, T::kResident)
   };
   const auto store_next = [&](int buffer) {
     float* slab = floats(slabs[buffer]);
-    Carry<T::kSmallSize, kSmallWidth>::store(slab, next_small);
-    Carry<T::kLargeSize, kLargeWidth>::store(slab + kPatches, next_patches);
+    Carry<T::kSmallSize, kSmallWidth>::store(slab, next_small, sizes.precision);
+    Carry<T::kLargeSize, kLargeWidth>::store(slab + kPatches, next_patches, sizes.precision);
   };
 
   float sums[T::kThreadSize][4] = {};
@@ -325,7 +334,8 @@ void weight_gradient_cuda(const View<float>& d_filter, const ConvProblem& p, con
                     .large_channels = int(L),
                     .kernel = int(p.kernel),
                     .stride = int(p.stride),
-                    .padding = int(p.padding)};
+                    .padding = int(p.padding),
+                    .precision = p.precision};
   const bool small_quads = p.small_channels % 4 == 0 && aligned_to_16_bytes(small);
   const bool large_quads = p.large_channels % 4 == 0 && L % 4 == 0 && aligned_to_16_bytes(large);
   float* slice_sums = slices.count == 1 ? d_filter.data : reinterpret_cast<float*>(scratch.data);

@@ -1,5 +1,6 @@
 // The gradient of a convolution's filter on a GPU, without a library: d_filter[s][ky][kx][l] = the sum over
 // image, y, x of small[y][x][s] * large[y * stride + ky - padding][x * stride + kx - padding][l], 0 outside.
+// Factors are rounded to the problem's precision, sums are fp32.
 // The rows (image, y, x) are cut into slices, which are added in order. Where the cuts are depends on the
 // shape alone: equal bits each time, not those of the CPU.
 #pragma once

@@ -2,6 +2,7 @@
 // nor how it is called is covered there; padding, bias, ReLU and the gradient of the bias are. The CPU takes
 // another order of sums towards few channels: padding channels are left out, so that it does so here too.
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <vector>
 
@@ -24,7 +25,7 @@ struct Operands {
         small(const_cast<float*>(small_data), {p.batch, p.small_height, p.small_width, p.small_channels}),
         filter(const_cast<float*>(filter_data), {p.small_channels, p.kernel, p.kernel, p.large_channels}),
         geometry{ConvKind::normal, p.kernel, p.stride, p.padding},
-        memory(size_t(conv_scratch_bytes(Device::cpu, geometry, large, p.small_channels))),
+        memory(size_t(conv_scratch_bytes(Device::cpu, geometry, large, p.small_channels, p.precision))),
         scratch(memory.data(), {int64_t(memory.size())}) {}
 };
 
@@ -53,8 +54,42 @@ void run_dgrad(ConvProblem problem, float* target, const float* source, const fl
   std::vector<float> used_target(size_t(pixels * used));
   problem.large_channels = used;
   const Operands o(problem, used_target.data(), source, used_filter.data());
-  run(ConvBackwardDataOp{o.large, o.small, o.filter, o.geometry, o.scratch}, Stream{});
+  run(ConvBackwardDataOp{o.large, o.small, o.filter, o.geometry, o.scratch, problem.precision}, Stream{});
   std::ranges::copy(with_columns(used_target.data(), pixels, used, C), target);
+}
+
+void run_in_floats(const ConvProblem& problem, float* target, const float* source, const float* filter) {
+  if (problem.operation == ConvOperation::dgrad) return run_dgrad(problem, target, source, filter);
+  const Operands o(problem, source, target, filter);
+  run(
+      ConvForwardOp{
+          o.small, o.large, o.filter, {}, o.geometry, Activation::none, o.scratch, problem.precision},
+      Stream{});
+}
+
+int64_t large_size(const ConvProblem& p) {
+  return p.batch * p.large_height * p.large_width * p.large_channels;
+}
+int64_t small_size(const ConvProblem& p) {
+  return p.batch * p.small_height * p.small_width * p.small_channels;
+}
+
+std::vector<float> from_bf16(const void* data, int64_t size) {
+  std::vector<float> values(static_cast<size_t>(size));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = std::bit_cast<float>(uint32_t(static_cast<const uint16_t*>(data)[i]) << 16);
+  return values;
+}
+
+void run_in_bf16(const ConvProblem& p, const ConvOperands& operands) {
+  const bool to_small = p.operation == ConvOperation::fprop;
+  const std::vector<float> source = from_bf16(operands.source, to_small ? large_size(p) : small_size(p)),
+                           filter = from_bf16(operands.filter,
+                                              p.small_channels * p.kernel * p.kernel * p.large_channels);
+  std::vector<float> target(size_t(to_small ? small_size(p) : large_size(p)));
+  run_in_floats(p, target.data(), source.data(), filter.data());
+  for (size_t i = 0; i < target.size(); ++i)
+    static_cast<uint16_t*>(operands.target)[i] = to_bf16(std::bit_cast<uint32_t>(target[i]));
 }
 
 }  // namespace
@@ -65,19 +100,19 @@ std::string conv_problem_cuda() {
   return problem == nullptr ? "" : problem;
 }
 
-void convolve_cuda(const char* op, const ConvProblem& problem, float* target, const float* source,
-                   const float* filter, std::byte* workspace, Stream stream) {
-  simt::enqueue_library(
-      stream.handle, op,
-      {simt::reads(source), simt::reads(filter), simt::writes(target), simt::writes(workspace)}, [=] {
-        if (problem.operation == ConvOperation::fprop) {
-          const Operands o(problem, source, target, filter);
-          run(ConvForwardOp{o.small, o.large, o.filter, {}, o.geometry, Activation::none, o.scratch},
-              Stream{});
-        } else {
-          run_dgrad(problem, target, source, filter);
-        }
-      });
+void convolve_cuda(const char* op, const ConvProblem& problem, const ConvOperands& operands,
+                   std::byte* workspace, Stream stream) {
+  simt::enqueue_library(stream.handle, op,
+                        {simt::reads(operands.source), simt::reads(operands.filter),
+                         simt::writes(operands.target), simt::writes(workspace)},
+                        [=] {
+                          if (problem.precision == Precision::bf16)
+                            run_in_bf16(problem, operands);
+                          else
+                            run_in_floats(problem, static_cast<float*>(operands.target),
+                                          static_cast<const float*>(operands.source),
+                                          static_cast<const float*>(operands.filter));
+                        });
 }
 
 void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, float* d_filter,
@@ -87,7 +122,14 @@ void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, f
       stream.handle, op,
       {simt::reads(large), simt::reads(small), simt::writes(d_filter), simt::writes(workspace)}, [=] {
         const Operands o(problem, large, small, d_filter);
-        run(ConvBackwardWeightOp{o.filter, {}, o.small, o.large, o.geometry, o.scratch}, Stream{});
+        run(ConvBackwardWeightOp{.d_weight = o.filter,
+                                 .d_bias = {},
+                                 .d_output = o.small,
+                                 .input = o.large,
+                                 .geometry = o.geometry,
+                                 .scratch = o.scratch,
+                                 .precision = problem.precision},
+            Stream{});
       });
 }
 
