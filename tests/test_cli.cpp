@@ -357,6 +357,41 @@ TEST_CASE("cli: resuming with another configuration is refused", "[bad-input]") 
   json_of(run_vqlab("train --json --threads 1 --resume " + (desk / "run")));
 }
 
+TEST_CASE("cli: the precision of a run is its own, for all commands", "[cli]") {
+  const Desk desk;
+  const std::string run = desk / "run", resume = "train --resume " + run, eval = "eval " + run + " --json";
+  json_of(run_vqlab(desk.train("run") + "--json --max-steps 12 --set train.precision=bf16"));
+  require_failure(run_vqlab(resume + " --set train.precision=fp32"), 2, "train.precision differs", "new run");
+  require_failure(run_vqlab(desk.train("b") + "--set train.precision=bf32"), 2, "is not known",
+                  "choose one of fp32, tf32, bf16");
+  const double bf16 = json_of(run_vqlab(eval)).at("mse").as_number();
+  json_of(run_vqlab("encode " + run + " --json -o " + (desk / "bf16.npy")));
+  const std::string config = read_file(run + "/config.toml", 1 << 20, ErrorKind::data);
+  const size_t at = config.find("\"bf16\"");
+  REQUIRE(at != std::string::npos);
+  std::ofstream(run + "/config.toml") << config.substr(0, at) + "\"fp32\"" + config.substr(at + 6);
+  CHECK(json_of(run_vqlab(eval)).at("mse").as_number() != bf16);  // the same weights, other products
+}
+
+TEST_CASE("cli: doctor shows cuDNN's plans for a card that is not here", "[cli]") {
+  const std::string plans = "doctor --plans " VQLAB_SOURCE "/apps/configs/fmnist-s.toml";
+  const CommandResult result = run_vqlab(plans + " --set train.precision=bf16 --card a100 --json");
+  if (result.exit_code != 0)  // without CUDA or without cuDNN: says so
+    return require_failure(result, 6,
+                           result.err.find("cudnn") != std::string::npos ? "cudnn" : "without CUDA", "");
+  const Json json = json_of(result);
+  require_keys(json, {"card", "precision", "plans"});
+  CHECK(json.at("precision").as_string() == "bf16");
+  const Json& first = json.at("plans").items().at(0);
+  require_keys(first, {"layer", "problem", "engine", "what", "workspace_bytes", "listed", "serving"});
+  CHECK(first.at("layer").as_string() == "encoder.conv1");
+  CHECK(first.at("what").as_string().find("precompiled, tensor cores") != std::string::npos);
+  CHECK(json.at("plans").items().size() >= 40);
+  require_failure(run_vqlab(plans + " --card h10"), 2, "card h10 is not known", "did you mean h100?");
+  require_failure(run_vqlab("doctor --card h100"), 2, "--card belongs to --plans", "");
+  require_failure(run_vqlab("doctor --plans absent.toml --card h100"), 2, "cannot read", "");
+}
+
 TEST_CASE("cli: resuming with other data is refused", "[bad-input]") {
   const Desk desk;
   json_of(run_vqlab(desk.train("run") + "--json --max-steps 5"));

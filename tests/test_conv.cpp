@@ -3,118 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/conv/conv2d.hpp"
-#include "nn_buffers.hpp"
+#include "conv_reference.hpp"
 
 namespace vqlab::testing {
 namespace {
 
-struct Shape {
-  int64_t B, H, W, I, O;
-  ConvGeometry g;
-
-  int64_t OH() const { return g.output_side(H); }
-  int64_t OW() const { return g.output_side(W); }
-  int64_t input_size() const { return B * H * W * I; }
-  int64_t output_size() const { return B * OH() * OW() * O; }
-  int64_t weight_size() const { return I * g.kernel * g.kernel * O; }
-  bool normal() const { return g.kind == ConvKind::normal; }
-  std::string text() const {
-    return fmt::format("{} ({}, {}, {}, {}) to {} channels, kernel {}, stride {}, padding {}",
-                       normal() ? "normal" : "transposed", B, H, W, I, O, g.kernel, g.stride, g.padding);
-  }
-};
-
-constexpr ConvGeometry normal(int64_t kernel, int64_t stride, int64_t padding) {
-  return {ConvKind::normal, kernel, stride, padding};
-}
-constexpr ConvGeometry transposed(int64_t kernel, int64_t stride, int64_t padding) {
-  return {ConvKind::transposed, kernel, stride, padding};
-}
-
-// Odd batches and sides, one channel at either end, sides that the stride does not divide, and the layers of
-// the usual nets.
-const std::vector<Shape>& shapes() {
-  static const std::vector<Shape> list = {
-      {1, 5, 7, 3, 16, normal(3, 1, 1)},       {3, 5, 7, 16, 30, normal(1, 1, 0)},
-      {8, 28, 28, 1, 16, normal(4, 2, 1)},     {9, 8, 8, 30, 3, normal(3, 1, 1)},
-      {17, 5, 7, 1, 1, normal(3, 2, 0)},       {9, 8, 8, 16, 30, normal(4, 2, 1)},
-      {3, 5, 7, 3, 1, normal(4, 1, 0)},        {8, 6, 7, 16, 16, normal(3, 2, 1)},
-      {1, 8, 8, 1, 3, normal(1, 1, 0)},        {9, 5, 7, 30, 16, normal(4, 2, 0)},
-      {1, 5, 7, 3, 16, transposed(3, 1, 1)},   {3, 5, 7, 16, 30, transposed(1, 1, 0)},
-      {8, 14, 14, 16, 1, transposed(4, 2, 1)}, {9, 8, 8, 30, 3, transposed(3, 1, 1)},
-      {17, 5, 7, 1, 1, transposed(3, 2, 0)},   {9, 4, 4, 30, 16, transposed(4, 2, 1)},
-      {3, 5, 7, 3, 1, transposed(4, 1, 0)},    {8, 3, 4, 16, 16, transposed(3, 2, 1)},
-      {9, 5, 7, 1, 16, transposed(4, 2, 1)},   {17, 8, 8, 16, 3, transposed(4, 2, 1)}};
-  return list;
-}
-
-// The definition: calls term(output element, input element, weight element) for every product of the
-// convolution.
-template <class Term>
-void for_each_product(const Shape& s, const Term& term) {
-  const int64_t k = s.g.kernel, stride = s.g.stride, padding = s.g.padding, OH = s.OH(), OW = s.OW();
-  // A transposed convolution scatters input pixel y to stride y + ky - padding; a normal one gathers from
-  // there.
-  const int64_t SH = s.normal() ? OH : s.H, SW = s.normal() ? OW : s.W;
-  const int64_t LH = s.normal() ? s.H : OH, LW = s.normal() ? s.W : OW;
-  for (int64_t b = 0; b < s.B; ++b)
-    for (int64_t y = 0; y < SH; ++y)
-      for (int64_t x = 0; x < SW; ++x)
-        for (int64_t ky = 0; ky < k; ++ky)
-          for (int64_t kx = 0; kx < k; ++kx) {
-            const int64_t large_y = stride * y + ky - padding, large_x = stride * x + kx - padding;
-            if (large_y < 0 || large_y >= LH || large_x < 0 || large_x >= LW) continue;
-            const int64_t small = (b * SH + y) * SW + x, large = (b * LH + large_y) * LW + large_x;
-            const int64_t output = s.normal() ? small : large, input = s.normal() ? large : small;
-            for (int64_t o = 0; o < s.O; ++o)
-              for (int64_t i = 0; i < s.I; ++i) {
-                const int64_t weight =
-                    s.normal() ? ((o * k + ky) * k + kx) * s.I + i : ((i * k + ky) * k + kx) * s.O + o;
-                term(output * s.O + o, input * s.I + i, weight);
-              }
-          }
-}
-
-using Doubles = std::vector<double>;
-
-Doubles widen(const std::vector<float>& values) { return Doubles(values.begin(), values.end()); }
-
-double dot(const Doubles& a, const Doubles& b) {
-  double sum = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-Doubles reference_forward(const Shape& s, const Doubles& input, const Doubles& weight, const Doubles& bias) {
-  Doubles output(size_t(s.output_size()), 0.0);
-  for_each_product(s, [&](int64_t o, int64_t i, int64_t w) { output[o] += input[i] * weight[w]; });
-  for (size_t o = 0; o < output.size() && !bias.empty(); ++o) output[o] += bias[o % size_t(s.O)];
-  return output;
-}
-
-Doubles reference_d_input(const Shape& s, const Doubles& d_output, const Doubles& weight) {
-  Doubles d_input(size_t(s.input_size()), 0.0);
-  for_each_product(s, [&](int64_t o, int64_t i, int64_t w) { d_input[i] += d_output[o] * weight[w]; });
-  return d_input;
-}
-
-Doubles reference_d_weight(const Shape& s, const Doubles& d_output, const Doubles& input) {
-  Doubles d_weight(size_t(s.weight_size()), 0.0);
-  for_each_product(s, [&](int64_t o, int64_t i, int64_t w) { d_weight[w] += d_output[o] * input[i]; });
-  return d_weight;
-}
-
-Doubles reference_d_bias(const Shape& s, const Doubles& d_output) {
-  Doubles d_bias(size_t(s.O), 0.0);
-  for (size_t o = 0; o < d_output.size(); ++o) d_bias[o % size_t(s.O)] += d_output[o];
-  return d_bias;
-}
-
-// A sum of `terms` products of standard normal numbers: partial sums grow to sqrt(terms), each of the
-// additions errs by half an epsilon of that, and independent errors grow by sqrt(terms) again. 8 covers the
-// largest of many elements; 4 more terms, the product of two tails and the bias.
-double sum_tolerance(int64_t terms) { return 8.0 * 0.5 * kEpsilon * double(terms + 4); }
+using Shape = ConvShape;
 
 // The operands of one convolution in guarded, unaligned memory, and the three ops on them.
 class Layer {
@@ -238,7 +132,7 @@ std::string rejection(const ConvForwardOp& op) {
 }  // namespace
 
 TEST_CASE("conv: forward equals the definition in double", "[unit]") {
-  for (const Shape& s : shapes())
+  for (const Shape& s : conv_shapes())
     for (const bool with_bias : {false, true})
       for (const Activation activation : {Activation::none, Activation::relu}) {
         Layer layer(s, with_bias, activation);
@@ -249,7 +143,7 @@ TEST_CASE("conv: forward equals the definition in double", "[unit]") {
 }
 
 TEST_CASE("conv: gradients equal their definition in double", "[unit]") {
-  for (const Shape& s : shapes()) {
+  for (const Shape& s : conv_shapes()) {
     Layer layer(s);
     layer.run_all();
     check_gradients(layer);
@@ -278,7 +172,7 @@ TEST_CASE("conv: all passes equal their definition at random shapes", "[unit]") 
 // A convolution is linear in its input and in its weight, so a central difference along a direction is exact
 // up to rounding, at any step. This judges the reference of the gradients, by the forward reference alone.
 TEST_CASE("conv: reference gradients equal directional differences", "[unit]") {
-  for (const Shape& s : shapes()) {
+  for (const Shape& s : conv_shapes()) {
     INFO(s.text());
     const Doubles x = widen(normal_floats(s.input_size(), 1)), w = widen(normal_floats(s.weight_size(), 2)),
                   d_output = widen(normal_floats(s.output_size(), 3)),
@@ -296,7 +190,7 @@ TEST_CASE("conv: reference gradients equal directional differences", "[unit]") {
 }
 
 TEST_CASE("conv: backward data is the adjoint of forward", "[unit]") {
-  for (const Shape& s : shapes()) {
+  for (const Shape& s : conv_shapes()) {
     INFO(s.text());
     Layer layer(s, false);
     layer.run_all();
@@ -310,7 +204,7 @@ TEST_CASE("conv: backward data is the adjoint of forward", "[unit]") {
 }
 
 TEST_CASE("conv: results have the same bits for any number of threads", "[unit]") {
-  for (const Shape& s : shapes()) {
+  for (const Shape& s : conv_shapes()) {
     INFO(s.text());
     std::vector<uint32_t> expected;
     for (const int workers : {1, 2, 3, 5}) {
@@ -324,7 +218,7 @@ TEST_CASE("conv: results have the same bits for any number of threads", "[unit]"
 }
 
 TEST_CASE("conv: an image does not depend on the rest of its batch", "[unit]") {
-  for (Shape s : shapes()) {
+  for (Shape s : conv_shapes()) {
     INFO(s.text());
     s.B = 11;
     Layer whole(s);
@@ -347,7 +241,7 @@ TEST_CASE("conv: an image does not depend on the rest of its batch", "[unit]") {
 }
 
 TEST_CASE("conv: NaN in an input image passes the ReLU and stays in that image", "[unit]") {
-  for (const Shape& s : shapes()) {
+  for (const Shape& s : conv_shapes()) {
     if (s.B == 1) continue;
     INFO(s.text());
     Layer layer(s, true, Activation::relu);

@@ -55,6 +55,20 @@ TEST_CASE("trainer: five steps have the bits of the CPU", "[emulated]") {
       }
 }
 
+TEST_CASE("trainer: in less precision five steps have the bits of the CPU", "[emulated]") {
+  for (const char* precision : {"tf32", "bf16"})
+    for (const int64_t channels : {1, 3}) {
+      INFO(precision << ", " << channels << " channels");
+      const ImageSet set = synthetic_images(24, 8, 8, channels, 1);
+      const Config config =
+          parse_config(tiny_config("d"), "tiny",
+                       {std::string("train.precision=") + precision, "quantizer.restart_every=2"});
+      const Runtime cpu("cpu", 2);
+      const Trace expected = trace(cpu, config, set, 5);
+      for_few_schedules([&] { CHECK(trace(device_runtime(), config, set, 5) == expected); });
+    }
+}
+
 TEST_CASE("trainer: each device resumes the other's checkpoint to the same bits", "[emulated]") {
   Lab lab;
   const std::string expected = lab.train("cpu", {}, 12).weights_sha256;
