@@ -25,13 +25,13 @@ std::vector<Row> rows_of(const Config& config) {
   Model model(config, shape, config.train.batch_size, config.train.batch_size, Mode::training);
   std::vector<Row> rows;
   for (const LayerConvolution& c : model.convolutions(Device::cuda)) {
-    rows.push_back({c.layer, {.problem = c.problem}});
-    if (c.fusible == ConvFusion::none) continue;
-    rows.push_back(rows.back());
-    rows.back().plan.problem.fusion = c.fusible;
-    if (c.fusible != ConvFusion::mask) continue;
-    rows.push_back(rows.back());
-    rows.back().plan.problem.fusion = ConvFusion::mask_sums;
+    const auto add = [&](ConvFusion fusion) {
+      rows.push_back({c.layer, {.problem = c.problem}});
+      rows.back().plan.problem.fusion = fusion;
+    };
+    add(ConvFusion::none);
+    if (c.problem.fusion != ConvFusion::none) add(c.problem.fusion);
+    if (c.masked) add(ConvFusion::mask), add(ConvFusion::mask_sums);
   }
   return rows;
 }

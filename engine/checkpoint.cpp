@@ -102,6 +102,7 @@ Json encode_state(const Model& model, const TrainingProgress& p, const DataFacts
   json["without_improvement"] = p.without_improvement;
   json["metrics_bytes"] = p.metrics_bytes;
   json["codebook_initialised"] = model.quantizer().initialised();
+  if (!model.convolution_book().device.empty()) json["plans"] = model.convolution_book().to_json();
   Json& data = json["data"];
   data["height"] = f.shape.height;
   data["width"] = f.shape.width;
@@ -287,6 +288,8 @@ void Checkpoint::read_files(const std::string& directory) {
             .variance = data.at("variance").as_number(),
             .pixels_xxh3 = data.at("pixels_xxh3").as_string()};
   codebook_initialised_ = state.at("codebook_initialised").as_bool();
+  const Json* plans = state.find("plans");
+  convolution_book_ = plans == nullptr ? ConvBook{} : ConvBook::from_json(*plans);
   directory_ = directory;
   weights_sha256_ = sha256_hex(contents[0]);
   model_.emplace(std::move(contents[0]), (path / kFiles[0]).string());

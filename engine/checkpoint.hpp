@@ -54,6 +54,8 @@ class Checkpoint {
   const std::vector<std::string>& warnings() const { return warnings_; }
   const TrainingProgress& progress() const { return progress_; }
   const DataFacts& facts() const { return facts_; }
+  // Of the GPU that the run last was on.
+  const ConvBook& convolution_book() const { return convolution_book_; }
   const std::string& weights_sha256() const { return weights_sha256_; }
   // The two files; each names its tensors.
   const Safetensors& model_file() const { return *model_; }
@@ -72,6 +74,7 @@ class Checkpoint {
   std::vector<std::string> warnings_;
   TrainingProgress progress_;
   DataFacts facts_;
+  ConvBook convolution_book_;
   bool codebook_initialised_ = false;
 };
 

@@ -66,6 +66,7 @@ std::vector<Field> fields(Config& c) {
       {"train.schedule", &c.train.schedule, 0, 0, {"constant", "cosine"}},
       {"train.warmup_steps", &c.train.warmup_steps, 0, kAnyInteger},
       {"train.precision", &c.train.precision, 0, 0, {"fp32", "tf32", "bf16"}},
+      {"train.convolutions", &c.train.convolutions, 0, 0, {"rule", "measured", "compiled"}},
       {"train.gradient_clip", &c.train.gradient_clip, 0, 1e9},
       {"train.on_nan", &c.train.on_nan, 0, 0, {"stop", "skip"}},
       {"train.patience", &c.train.patience, 0, kAnyInteger},

@@ -49,9 +49,11 @@ struct TrainConfig {
   std::string schedule = "constant";  // constant | cosine, over `epochs`
   int64_t warmup_steps = 0;           // linear, of the cosine schedule
   std::string precision = "fp32";  // fp32 | tf32 | bf16: of the convolutions' products (conv/precision.hpp)
-  double gradient_clip = 0.0;      // largest gradient norm; 0 = off
-  std::string on_nan = "stop";     // stop | skip
-  int64_t patience = 0;            // evaluations without improvement before stopping; 0 = off
+  std::string convolutions =
+      "rule";                   // rule | measured | compiled: how a GPU's plans are chosen (conv_book.hpp)
+  double gradient_clip = 0.0;   // largest gradient norm; 0 = off
+  std::string on_nan = "stop";  // stop | skip
+  int64_t patience = 0;         // evaluations without improvement before stopping; 0 = off
 };
 
 struct Config {

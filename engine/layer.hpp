@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/conv/conv_problem.hpp"
+#include "kernels/conv/conv_choice.hpp"
 #include "memory.hpp"
 
 namespace vqlab {
@@ -20,9 +20,10 @@ struct Tensor {
 
 // A convolution of a training step, as a library is asked for it.
 struct LayerConvolution {
-  std::string layer;  // "encoder.conv1"
-  ConvProblem problem;
-  ConvFusion fusible;  // what could be fused to it
+  std::string layer;    // "encoder.conv1"
+  ConvProblem problem;  // with what the op wants done behind it
+  bool masked = false;  // behind it the gradient of a ReLU follows, in an op of its own
+  ConvChoice* choice;   // what the layer's op carries; null: no library computes it
 };
 
 class Layer {
@@ -38,7 +39,7 @@ class Layer {
   // overwritten; output.gradient may be changed too.
   virtual void backward(Stream stream) = 0;
   // Appends the convolutions of the shapes last planned: forward, backward data, backward weight.
-  virtual void list_convolutions(std::vector<LayerConvolution>&) const {}
+  virtual void list_convolutions(std::vector<LayerConvolution>&) {}
 };
 
 }  // namespace vqlab

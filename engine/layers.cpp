@@ -58,7 +58,8 @@ void Conv::forward(Stream stream) {
                     .geometry = geometry_,
                     .activation = activation_,
                     .scratch = scratch_,
-                    .precision = precision_},
+                    .precision = precision_,
+                    .choice = &forward_choice_},
       stream);
 }
 
@@ -72,7 +73,8 @@ void Conv::backward(Stream stream) {
                            .input = input_.value,
                            .geometry = geometry_,
                            .scratch = scratch_,
-                           .precision = precision_},
+                           .precision = precision_,
+                           .choice = &weight_choice_},
       stream);
   if (!input_.gradient) return;
   run(ConvBackwardDataOp{.d_input = input_.gradient,
@@ -80,23 +82,29 @@ void Conv::backward(Stream stream) {
                          .weight = parameters_.weight(weight_),
                          .geometry = geometry_,
                          .scratch = scratch_,
-                         .precision = precision_},
+                         .precision = precision_,
+                         .choice = &backward_choice_},
       stream);
 }
 
-void Conv::list_convolutions(std::vector<LayerConvolution>& list) const {
-  const auto add = [&](ConvProblem problem, ConvFusion fusible) {
+void Conv::list_convolutions(std::vector<LayerConvolution>& list) {
+  const auto add = [&](ConvProblem problem, ConvFusion fusion, bool masked, ConvChoice* choice) {
     problem.precision = precision_;
-    list.push_back({name_, problem, fusible});
+    problem.fusion = fusion;
+    list.push_back({name_, problem, masked, choice});
   };
   const View<const float> input = input_.value, output = output_.value;
-  add(forward_problem(geometry_, input, output),
-      activation_ == Activation::relu ? ConvFusion::bias_relu : ConvFusion::bias);
-  if (!output_.gradient.rank) return;
-  if (input_.gradient.rank)
-    add(backward_data_problem(geometry_, input, output),
-        input_.rectified ? ConvFusion::mask : ConvFusion::none);
-  add(backward_weight_problem(geometry_, input, output), ConvFusion::none);
+  const ConvFusion wanted = output[3] != output_channels_     ? ConvFusion::none
+                            : activation_ == Activation::relu ? ConvFusion::bias_relu
+                                                              : ConvFusion::bias;
+  add(forward_problem(geometry_, input, output), wanted, false, &forward_choice_);
+  if (output_.gradient.rank == 0) return;
+  if (input_.gradient.rank > 0)
+    add(backward_data_problem(geometry_, input, output), ConvFusion::none, input_.rectified,
+        &backward_choice_);
+  add(backward_weight_problem(geometry_, input, output), ConvFusion::none, false, nullptr);
+  if constexpr (kWithCuda)
+    if (!prefers_split_rows(list.back().problem)) list.back().choice = &weight_choice_;
 }
 
 ConvTranspose::ConvTranspose(ParameterStore& parameters, const std::string& name, ConvGeometry geometry,
@@ -150,7 +158,7 @@ void Residual::backward(Stream stream) {
   run(AddOp{.output = input_.gradient, .a = output_.gradient, .b = activated_.gradient}, stream);
 }
 
-void Residual::list_convolutions(std::vector<LayerConvolution>& list) const {
+void Residual::list_convolutions(std::vector<LayerConvolution>& list) {
   conv1_.list_convolutions(list);
   conv2_.list_convolutions(list);
 }
@@ -169,7 +177,7 @@ void Sequential::backward(Stream stream) {
   for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) (*layer)->backward(stream);
 }
 
-void Sequential::list_convolutions(std::vector<LayerConvolution>& list) const {
+void Sequential::list_convolutions(std::vector<LayerConvolution>& list) {
   for (const auto& layer : layers_) layer->list_convolutions(list);
 }
 

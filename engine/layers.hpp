@@ -22,7 +22,7 @@ class Conv : public Layer {
   Tensor plan(Arena& arena, const Tensor& input, Mode mode) override;
   void forward(Stream stream) override;
   void backward(Stream stream) override;
-  void list_convolutions(std::vector<LayerConvolution>& list) const override;
+  void list_convolutions(std::vector<LayerConvolution>& list) override;
   // On the GPU the output, which is an image, gets padded channels.
   void pad_output_channels() { pads_output_ = true; }
 
@@ -33,6 +33,7 @@ class Conv : public Layer {
   int64_t output_channels_;
   Activation activation_;
   Precision precision_;
+  ConvChoice forward_choice_, backward_choice_, weight_choice_;
   bool pads_output_ = false;
   ParameterStore::Id weight_, bias_;
   Tensor input_, output_;
@@ -67,7 +68,7 @@ class Residual : public Layer {
   Tensor plan(Arena& arena, const Tensor& input, Mode mode) override;
   void forward(Stream stream) override;
   void backward(Stream stream) override;
-  void list_convolutions(std::vector<LayerConvolution>& list) const override;
+  void list_convolutions(std::vector<LayerConvolution>& list) override;
 
  private:
   Conv conv1_, conv2_;
@@ -87,7 +88,7 @@ class Sequential : public Layer {
   Tensor plan(Arena& arena, const Tensor& input, Mode mode) override;
   void forward(Stream stream) override;
   void backward(Stream stream) override;
-  void list_convolutions(std::vector<LayerConvolution>& list) const override;
+  void list_convolutions(std::vector<LayerConvolution>& list) override;
 
  private:
   std::vector<std::unique_ptr<Layer>> layers_;

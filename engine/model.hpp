@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "conv_book.hpp"
 #include "kernels/nn/image_input.hpp"
 #include "kernels/nn/losses.hpp"
 #include "layers.hpp"
@@ -26,7 +27,8 @@ class Model {
 
   // Bytes that allocate() will take, by name.
   std::vector<std::pair<std::string, int64_t>> memory_budget(Device device);
-  // The convolutions of a step on a device, in the order of the layers. Before allocate() no device is needed.
+  // The convolutions of a step on a device, in the order of the layers. Before allocate() no device is
+  // needed.
   std::vector<LayerConvolution> convolutions(Device device);
   // All memory, once, with initial weights drawn from config.seed in training.
   void allocate(const Runtime& runtime);
@@ -69,6 +71,9 @@ class Model {
   const Quantizer& quantizer() const { return *quantizer_; }
   ParameterStore& parameters() { return parameters_; }
   const ParameterStore& parameters() const { return parameters_; }
+  // Of the GPU that the run last was on, kept for its checkpoints.
+  ConvBook& convolution_book() { return convolution_book_; }
+  const ConvBook& convolution_book() const { return convolution_book_; }
 
  private:
   void build_encoder();
@@ -86,6 +91,7 @@ class Model {
   ParameterStore parameters_;
   Sequential encoder_, decoder_;
   std::unique_ptr<Quantizer> quantizer_;
+  ConvBook convolution_book_;
   Arena arena_{Device::cpu};
   Event images_read_;
   View<uint8_t> images_;

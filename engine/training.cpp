@@ -60,6 +60,7 @@ class Training {
  private:
   void open_new();
   void open_existing();
+  void choose_plans();
   bool finished();
   void show(const StepReport& report, bool logged);
   void log(const StepReport& report);
@@ -117,6 +118,7 @@ void Training::open_new() {
     write_file_durably(run / "command.txt", options_.command + "\n");
     write_file_durably(run / "env.json", environment(runtime_).dump(2) + "\n");
     metrics_ = std::make_unique<AppendFile>(run / "metrics.jsonl");
+    choose_plans();
     save();
     write_file_durably(run / "config.toml.tmp", to_toml(config_));
     rename_durably(run / "config.toml.tmp", run / "config.toml");  // last: what has it can be resumed
@@ -137,6 +139,8 @@ void Training::open_existing() {
     throw Error(ErrorKind::data, "the images are not those that the run started with",
                 "restore the data, or start a new run", config_.data.path);
   checkpoint.restore(trainer_->model(), runtime_);
+  trainer_->model().convolution_book() = checkpoint.convolution_book();
+  choose_plans();
   progress_ = checkpoint.progress();
   trainer_->resume_at(progress_.step, progress_.skipped, progress_.skipped_in_a_row);
   std::filesystem::create_directories(options_.run + "/samples");
@@ -144,6 +148,20 @@ void Training::open_existing() {
   result_.weights_sha256 = checkpoint.weights_sha256();
   metrics_ = std::make_unique<AppendFile>(options_.run + "/metrics.jsonl", progress_.metrics_bytes);
   observer_.note(fmt::format("resumed at step {} from {}", progress_.step, checkpoint.directory()));
+}
+
+// Those that the run already has on this model of GPU, else new ones. The CPU needs none, and keeps the
+// GPU's.
+void Training::choose_plans() {
+  Model& model = trainer_->model();
+  ConvBook& book = model.convolution_book();
+  if (runtime_.device() == Device::cpu) return;
+  if (book.device == runtime_.device_name()) return use_convolutions(model, book);
+  if (!book.device.empty())
+    observer_.note(fmt::format("the run was on {}: convolution plans are chosen anew on {}", book.device,
+                               runtime_.device_name()));
+  book =
+      choose_convolutions(model, runtime_, parse_choosing(config_.train.convolutions), event_timer(runtime_));
 }
 
 TrainResult Training::run() {

@@ -37,8 +37,8 @@ std::vector<ConvProblem> problems_of(const Config& config) {
   };
   for (const LayerConvolution& c : model.convolutions(Device::cuda)) {
     add(c.problem, ConvFusion::none);
-    if (c.fusible != ConvFusion::none) add(c.problem, c.fusible);
-    if (c.fusible == ConvFusion::mask) add(c.problem, ConvFusion::mask_sums);
+    if (c.problem.fusion != ConvFusion::none) add(c.problem, c.problem.fusion);
+    if (c.masked) add(c.problem, ConvFusion::mask), add(c.problem, ConvFusion::mask_sums);
   }
   return list;
 }
@@ -273,7 +273,7 @@ void check_rebuilt_plans() {
         CHECK(rebuilt->get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) == plan.workspace_bytes);
         CHECK(!cudnn_config(target, graph.graph, 9999, {}));
         if (!plan.config.knobs.empty()) {
-          std::vector<CudnnKnob> wrong = plan.config.knobs;
+          std::vector<ConvKnob> wrong = plan.config.knobs;
           wrong.front().value = 1 << 20;
           const std::optional<CudnnConfig> refused =
               cudnn_config(target, graph.graph, plan.config.engine, wrong);

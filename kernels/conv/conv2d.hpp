@@ -43,6 +43,9 @@ inline int64_t padded_channels(Device device, int64_t channels, Precision precis
   return (channels + multiple - 1) / multiple * multiple;
 }
 
+// How a GPU's library computes it (conv_choice.hpp); null: by the rule. The CPU ignores it.
+struct ConvChoice;
+
 // output = activation(convolution(input) + bias)
 struct ConvForwardOp {
   View<float> output;        // (B, OH, OW, O)
@@ -53,6 +56,7 @@ struct ConvForwardOp {
   Activation activation;
   View<std::byte> scratch;  // conv_scratch_bytes(device, geometry, input, O, precision)
   Precision precision = Precision::fp32;
+  const ConvChoice* choice = nullptr;
 
   // These three throw Error(failed) on shapes that disagree; run() also on too little scratch.
   void check() const;
@@ -67,6 +71,7 @@ struct ConvBackwardDataOp {
   ConvGeometry geometry;
   View<std::byte> scratch;
   Precision precision = Precision::fp32;
+  const ConvChoice* choice = nullptr;
 
   void check() const;
 };
@@ -85,6 +90,7 @@ struct ConvBackwardWeightOp {
   View<std::byte> scratch;
   WeightGradient method = WeightGradient::automatic;
   Precision precision = Precision::fp32;
+  const ConvChoice* choice = nullptr;  // of the library, if the method is that
 
   void check() const;
 };

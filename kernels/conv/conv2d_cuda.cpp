@@ -1,6 +1,7 @@
 // The three ops on a GPU: weights padded to the channels of the tensors, the device's library, bias and ReLU.
 #include "cast.hpp"
 #include "conv_bias.hpp"
+#include "conv_choice.hpp"
 #include "conv_problem.hpp"
 #include "pad_channels.hpp"
 #include "weight_gradient.hpp"
@@ -85,20 +86,38 @@ const float* padded(const View<const float>& weight, const View<const float>& fu
   return parts.weight.data;
 }
 
+const ConvChoice& choice_of(const ConvChoice* chosen) {
+  static const ConvChoice by_rule;
+  return chosen == nullptr ? by_rule : *chosen;
+}
+
+// What the op wants done behind the convolution. With padding channels, which the bias has not, nothing that
+// a library could fuse.
+ConvFusion wanted_fusion(const View<const float>& bias, Activation activation, bool padded) {
+  if (!bias || padded) return ConvFusion::none;
+  return activation == Activation::relu ? ConvFusion::bias_relu : ConvFusion::bias;
+}
+
 // target = activation(convolution of source + bias) in the first `channels` channels, 0 in those beyond.
-void convolve(const char* op, const ConvProblem& problem, const View<float>& target,
-              const View<const float>& source, const float* filter, const View<const float>& bias,
-              int64_t channels, Activation activation, const Parts& parts, Stream stream) {
+void convolve(const char* op, ConvProblem problem, const ConvChoice* chosen, const View<float>& target,
+              const View<const float>& source, const float* filter, View<const float> bias, int64_t channels,
+              Activation activation, const Parts& parts, Stream stream) {
+  const ConvChoice& choice = choice_of(chosen);
+  problem.fusion = wanted_fusion(bias, activation, channels < target[3]);
+  VQ_REQUIRE(!choice.fused || problem.fusion != ConvFusion::none, "{}: there is nothing to fuse", op);
+  const float* fused_bias = choice.fused ? bias.data : nullptr;
+  if (choice.fused) bias = {}, activation = Activation::none;
   if (problem.precision == Precision::bf16) {
     to_bf16_cuda(parts.source, source, stream);
     to_bf16_cuda(parts.weight_bf16, {filter, {parts.weight_bf16.size()}}, stream);
-    convolve_cuda(op, problem, {parts.target.data, parts.source.data, parts.weight_bf16.data},
-                  parts.workspace, stream);
+    convolve_cuda(op, problem, choice,
+                  {parts.target.data, parts.source.data, parts.weight_bf16.data, fused_bias}, parts.workspace,
+                  stream);
     const View<float> rows = target.rows();
     from_bf16_cuda(rows, {parts.target.data, {rows[0], rows[1]}}, bias, channels, activation, stream);
     return;
   }
-  convolve_cuda(op, problem, {target.data, source.data, filter}, parts.workspace, stream);
+  convolve_cuda(op, problem, choice, {target.data, source.data, filter, fused_bias}, parts.workspace, stream);
   if (bias || activation == Activation::relu || channels < target[3])
     add_conv_bias_cuda(target.rows(), bias, channels, activation, stream);
 }
@@ -123,9 +142,9 @@ void run_cuda(const ConvForwardOp& op, Stream stream) {
   require_aligned(kName, {op.output.data, op.input.data, op.weight.data});
   const View<const float> full = full_weight(op.geometry, op.input[3], op.output[3]);
   const Parts parts(kName, op.scratch, full, op.precision, op.input.size(), op.output.size());
-  convolve(kName, in_precision(forward_problem(op.geometry, op.input, op.output), op.precision), op.output,
-           op.input, padded(op.weight, full, parts, stream), op.bias, weight_outputs(op.geometry, op.weight),
-           op.activation, parts, stream);
+  convolve(kName, in_precision(forward_problem(op.geometry, op.input, op.output), op.precision), op.choice,
+           op.output, op.input, padded(op.weight, full, parts, stream), op.bias,
+           weight_outputs(op.geometry, op.weight), op.activation, parts, stream);
 }
 
 // Zero weights give zeros in padding channels only where d_output is finite.
@@ -135,7 +154,7 @@ void run_cuda(const ConvBackwardDataOp& op, Stream stream) {
   const View<const float> full = full_weight(op.geometry, op.d_input[3], op.d_output[3]);
   const Parts parts(kName, op.scratch, full, op.precision, op.d_output.size(), op.d_input.size());
   convolve(kName, in_precision(backward_data_problem(op.geometry, op.d_input, op.d_output), op.precision),
-           op.d_input, op.d_output, padded(op.weight, full, parts, stream), {},
+           op.choice, op.d_input, op.d_output, padded(op.weight, full, parts, stream), {},
            weight_inputs(op.geometry, op.weight), Activation::none, parts, stream);
 }
 
@@ -155,8 +174,9 @@ void run_cuda(const ConvBackwardWeightOp& op, Stream stream) {
   } else {
     require_aligned(kName, {op.d_weight.data, large, small});
     const bool fits = same_shape(op.d_weight, full);
-    convolve_weight_gradient_cuda(kName, problem, fits ? op.d_weight.data : parts.weight.data, large, small,
-                                  parts.workspace, stream);
+    convolve_weight_gradient_cuda(kName, problem, choice_of(op.choice),
+                                  fits ? op.d_weight.data : parts.weight.data, large, small, parts.workspace,
+                                  stream);
     if (!fits) pad_channels_cuda(op.d_weight.rows(), parts.weight, stream);  // crops
   }
   // In the same stream, so the gradient above is done with the workspace.

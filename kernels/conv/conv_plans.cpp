@@ -100,6 +100,23 @@ std::vector<CudnnConfig> listed_configs(const CudnnTarget& target, const ConvGra
   return configs;
 }
 
+ConvPlan plan_choice(const ConvProblem& wanted, const ConvChoice& choice, const CudnnTarget& target) {
+  ConvProblem problem = wanted;
+  if (!choice.fused) problem.fusion = ConvFusion::none;
+  if (choice.engine < 0) return plan_convolution(problem, target);
+  const ConvGraph graph = conv_graph(problem, target);
+  std::optional<CudnnConfig> config = cudnn_config(target, graph.graph, choice.engine, choice.knobs);
+  std::optional<CudnnDescriptor> plan;
+  if (config) plan = cudnn_plan(target, config->config);
+  const int64_t bytes = plan ? plan->get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) : 0;
+  if (!plan || bytes > kConvWorkspaceBytes)
+    throw Error(ErrorKind::failed,
+                fmt::format("cuDNN {} cannot compute {} by {}", cudnn().cudnnGetVersion(), problem.text(),
+                            choice.text()),
+                "use the version of cuDNN and the model of GPU that it was chosen with");
+  return {.config = std::move(*config), .plan = std::move(*plan), .workspace_bytes = bytes};
+}
+
 std::vector<CudnnConfig> fused_candidates(const ConvProblem& problem, const CudnnTarget& target) {
   const ConvGraph graph = conv_graph(problem, target);
   std::vector<CudnnConfig> configs = listed_configs(target, graph);

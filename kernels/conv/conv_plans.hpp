@@ -38,6 +38,9 @@ bool has_note(const CudnnConfig& config, cudnnBackendNumericalNote_t note);
 // Compiling takes seconds for each plan, and needs NVRTC and a driver.
 bool compiles_at_run_time(const CudnnConfig& config);
 
+// Of that choice. Throws Error(failed) if cuDNN cannot build it, or it needs too much workspace.
+ConvPlan plan_choice(const ConvProblem& problem, const ConvChoice& choice, const CudnnTarget& target);
+
 // The best by cuDNN's heuristics. The same version of cuDNN and the same model of GPU give the same plan.
 // Throws Error(failed) if there is none.
 ConvPlan plan_convolution(const ConvProblem& problem, const CudnnTarget& target);

@@ -45,21 +45,24 @@ ConvProblem backward_weight_problem(const ConvGeometry& geometry, const View<con
 inline constexpr int64_t kConvWorkspaceBytes = 64 << 20;
 inline constexpr int64_t kConvAlignment = 16;
 
+struct ConvChoice;
+
 // The operands of an fprop or a dgrad: floats, in bf16 the 16 bits of bf16 numbers.
 struct ConvOperands {
   void* target;  // overwritten
   const void *source, *filter;
-  const float* bias = nullptr;  // (channels of the target), where the problem fuses it
+  const float* bias;  // (channels of the target), read where the choice is fused
 };
 
-// Enqueues an fprop or a dgrad. workspace (kConvWorkspaceBytes). `op` names it in errors.
-void convolve_cuda(const char* op, const ConvProblem& problem, const ConvOperands& operands,
-                   std::byte* workspace, Stream stream);
+// Enqueues an fprop or a dgrad, with what problem.fusion wants only if the choice is fused. workspace
+// (kConvWorkspaceBytes). `op` names it in errors.
+void convolve_cuda(const char* op, const ConvProblem& problem, const ConvChoice& choice,
+                   const ConvOperands& operands, std::byte* workspace, Stream stream);
 
 // Enqueues a wgrad of fp32 tensors, with products in fp32 or tf32: the filter is overwritten.
-void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, float* d_filter,
-                                   const float* large, const float* small, std::byte* workspace,
-                                   Stream stream);
+void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, const ConvChoice& choice,
+                                   float* d_filter, const float* large, const float* small,
+                                   std::byte* workspace, Stream stream);
 
 // Whether weight_gradient_cuda() is expected to be faster than that.
 bool prefers_split_rows(const ConvProblem& problem);

@@ -8,6 +8,9 @@
 namespace vqlab {
 namespace {
 
+// Configs of a problem that may be measured; compiling takes 2 to 4 seconds each.
+constexpr int64_t kMostPrecompiled = 8, kMostCompiled = 2;
+
 // The handle and the plans of this process, which drives one GPU. Never destroyed: at exit the driver may be
 // gone before us.
 class Planner {
@@ -18,51 +21,108 @@ class Planner {
   }
 
   // data[i] is the tensor uids[i]; cuDNN takes pointers to void, also to what it only reads.
-  void run(const char* op, const ConvProblem& problem, std::span<const int64_t> uids,
-           const std::vector<const void*>& data, std::byte* workspace, Stream stream,
-           std::source_location at = std::source_location::current()) {
+  void run(const char* op, const ConvProblem& problem, const ConvChoice& choice,
+           std::span<const int64_t> uids, const std::vector<const void*>& data, std::byte* workspace,
+           Stream stream, std::source_location at = std::source_location::current()) {
     const std::lock_guard lock(mutex_);  // the handle's stream is state
-    if (handle_ == nullptr) CUDNN_CHECK(cudnn().cudnnCreate(&handle_));
-    CUDNN_CHECK(cudnn().cudnnSetStream(handle_, stream.handle));
-    auto plan = plans_.find(problem);
-    if (plan == plans_.end())
-      plan = plans_.emplace(problem, plan_convolution(problem, CudnnTarget(handle_))).first;
+    CUDNN_CHECK(cudnn().cudnnSetStream(target().handle(), stream.handle));
     std::vector<void*> pointers;
     for (const void* pointer : data) pointers.push_back(const_cast<void*>(pointer));
-    cudnn_execute(handle_, plan->second.plan, uids, pointers, workspace);
+    cudnn_execute(handle_, plan(problem, choice).plan, uids, pointers, workspace);
     check_launch(op, cudaSuccess, stream, at);
   }
 
+  // Calls use(plan) while no other thread uses it.
+  template <class Use>
+  auto with_plan(const ConvProblem& problem, const ConvChoice& choice, const Use& use) {
+    const std::lock_guard lock(mutex_);
+    return use(plan(problem, choice));
+  }
+  template <class Use>
+  auto with_target(const Use& use) {
+    const std::lock_guard lock(mutex_);
+    return use(target());
+  }
+
  private:
+  CudnnTarget target() {
+    if (handle_ == nullptr) CUDNN_CHECK(cudnn().cudnnCreate(&handle_));
+    return CudnnTarget(handle_);
+  }
+  const ConvPlan& plan(const ConvProblem& problem, const ConvChoice& choice) {
+    auto& known = plans_[problem];
+    auto found = std::ranges::find_if(known, [&](const auto& entry) { return entry.first == choice; });
+    if (found == known.end())
+      found = known.insert(known.end(), {choice, plan_choice(problem, choice, target())});
+    return found->second;
+  }
+
   std::mutex mutex_;
   cudnnHandle_t handle_ = nullptr;
-  std::map<ConvProblem, ConvPlan> plans_;
+  std::map<ConvProblem, std::vector<std::pair<ConvChoice, ConvPlan>>> plans_;
 };
 
 }  // namespace
 
 std::string conv_problem_cuda() { return cudnn_problem(); }
 
-void convolve_cuda(const char* op, const ConvProblem& problem, const ConvOperands& o, std::byte* workspace,
-                   Stream stream) {
+std::string conv_library() {
+  const size_t version = cudnn().cudnnGetVersion();
+  return fmt::format("cuDNN {}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+ConvChoice choose_by_rule(const ConvProblem& problem) {
+  return Planner::instance().with_plan(problem, {}, [](const ConvPlan& plan) {
+    return ConvChoice{.fused = false, .engine = plan.config.engine, .knobs = plan.config.knobs};
+  });
+}
+
+std::vector<ConvChoice> list_choices(const ConvProblem& problem, bool compile) {
+  std::vector<ConvChoice> choices = {choose_by_rule(problem)};
+  const auto add = [&](ConvFusion fusion, int64_t most_compiled) {
+    ConvProblem graph = problem;
+    graph.fusion = fusion;
+    int64_t precompiled = 0, compiled = 0;
+    const bool fused = fusion != ConvFusion::none;
+    for (const CudnnConfig& config : Planner::instance().with_target(
+             [&](const CudnnTarget& target) { return fused_candidates(graph, target); })) {
+      int64_t& count = compiles_at_run_time(config) ? compiled : precompiled;
+      if (count >= (compiles_at_run_time(config) ? most_compiled : kMostPrecompiled)) continue;
+      const ConvChoice choice{.fused = fused, .engine = config.engine, .knobs = config.knobs};
+      if (std::ranges::count(choices, choice) > 0) continue;
+      choices.push_back(choice);
+      ++count;
+    }
+  };
+  add(ConvFusion::none, 0);
+  if (problem.fusion != ConvFusion::none) add(problem.fusion, compile ? kMostCompiled : 0);
+  return choices;
+}
+
+void prepare_choice(const ConvProblem& problem, const ConvChoice& choice) {
+  Planner::instance().with_plan(problem, choice, [](const ConvPlan&) {});
+}
+
+void convolve_cuda(const char* op, const ConvProblem& problem, const ConvChoice& choice,
+                   const ConvOperands& o, std::byte* workspace, Stream stream) {
   const bool to_small = problem.operation == ConvOperation::fprop;
   std::vector<int64_t> uids = {to_small ? kLargeUid : kSmallUid, kFilterUid,
                                to_small ? kSmallUid : kLargeUid};
   std::vector<const void*> data = {o.source, o.filter, o.target};
-  if (problem.fusion != ConvFusion::none) {
+  if (choice.fused) {
     uids.push_back(kBiasUid);
     data.push_back(o.bias);
   }
-  Planner::instance().run(op, problem, uids, data, workspace, stream);
+  Planner::instance().run(op, problem, choice, uids, data, workspace, stream);
 }
 
-void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, float* d_filter,
-                                   const float* large, const float* small, std::byte* workspace,
-                                   Stream stream) {
+void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, const ConvChoice& choice,
+                                   float* d_filter, const float* large, const float* small,
+                                   std::byte* workspace, Stream stream) {
   VQ_REQUIRE(problem.precision != Precision::bf16, "{}: cuDNN's gradient of a filter in bf16 is bf16 itself",
              op);
-  Planner::instance().run(op, problem, std::array{kLargeUid, kFilterUid, kSmallUid}, {large, d_filter, small},
-                          workspace, stream);
+  Planner::instance().run(op, problem, choice, std::array{kLargeUid, kFilterUid, kSmallUid},
+                          {large, d_filter, small}, workspace, stream);
 }
 
 // On an H200, for fmnist-s at batch 128, cuDNN 9 takes 140 to 415 us for a filter whose arithmetic takes few,

@@ -46,7 +46,7 @@ CudnnConfig describe_config(CudnnDescriptor config) {
   config.get_descriptor(CUDNN_ATTR_ENGINECFG_ENGINE, engine);
   // cuDNN does not say how many there are before it gets room for them.
   constexpr size_t kMostKnobs = 32;
-  std::vector<CudnnKnob> knobs;
+  std::vector<ConvKnob> knobs;
   for (const CudnnDescriptor& knob : config.get_descriptors(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
                                                             CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, kMostKnobs))
     knobs.push_back({knob.get_knob_type(), knob.get_int64(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE)});
@@ -252,14 +252,14 @@ std::vector<CudnnConfig> cudnn_configs(const CudnnTarget& target, const CudnnDes
 }
 
 std::optional<CudnnConfig> cudnn_config(const CudnnTarget& target, const CudnnDescriptor& graph,
-                                        int64_t engine_index, const std::vector<CudnnKnob>& knobs) {
+                                        int64_t engine_index, const std::vector<ConvKnob>& knobs) {
   CudnnDescriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR), config(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
   engine.set(CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph);
   engine.set(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, engine_index);
   if (target.handle() == nullptr) engine.set(CUDNN_ATTR_ENGINE_DEVICEPROP, target.properties());
   if (engine.try_finalize() != CUDNN_STATUS_SUCCESS) return std::nullopt;
   std::vector<CudnnDescriptor> choices;
-  for (const CudnnKnob& knob : knobs) {
+  for (const ConvKnob& knob : knobs) {
     CudnnDescriptor& choice = choices.emplace_back(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
     choice.set(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, cudnnBackendKnobType_t(knob.type));
     choice.set(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, knob.value);

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "conv_problem.hpp"
+#include "conv_choice.hpp"
 #include "cudnn.hpp"
 
 namespace vqlab {
@@ -130,17 +130,11 @@ CudnnDescriptor cudnn_channel_sums(const CudnnDescriptor& input, const CudnnDesc
 
 CudnnDescriptor cudnn_graph(const CudnnTarget& target, std::span<const CudnnDescriptor> operations);
 
-// One setting of an engine, such as the number of its tile.
-struct CudnnKnob {
-  int64_t type, value;  // type: a cudnnBackendKnobType_t
-  bool operator==(const CudnnKnob&) const = default;
-};
-
 // A way to compute a graph. Engines differ in their kernels, configs of one engine in their knobs.
 struct CudnnConfig {
   CudnnDescriptor config;
   int64_t engine;
-  std::vector<CudnnKnob> knobs;
+  std::vector<ConvKnob> knobs;
   std::vector<cudnnBackendNumericalNote_t> numerical_notes;
   std::vector<cudnnBackendBehaviorNote_t> behavior_notes;
 };
@@ -151,7 +145,7 @@ std::vector<CudnnConfig> cudnn_configs(const CudnnTarget& target, const CudnnDes
 
 // The config of these names, from an earlier list. Nothing if cuDNN refuses: another version, or another GPU.
 std::optional<CudnnConfig> cudnn_config(const CudnnTarget& target, const CudnnDescriptor& graph,
-                                        int64_t engine, const std::vector<CudnnKnob>& knobs);
+                                        int64_t engine, const std::vector<ConvKnob>& knobs);
 
 // Nothing if the config turns out not to serve.
 std::optional<CudnnDescriptor> cudnn_plan(const CudnnTarget& target, const CudnnDescriptor& config);

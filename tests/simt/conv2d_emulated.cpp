@@ -3,14 +3,17 @@
 // another order of sums towards few channels: padding channels are left out, so that it does so here too.
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdlib>
 #include <vector>
 
-#include "kernels/conv/conv_problem.hpp"
+#include "kernels/conv/conv_choice.hpp"
 #include "streams.hpp"
 
 namespace vqlab {
 namespace {
+
+constexpr int64_t kDropsNan = 3, kWrongSum = 4, kUnbuildable = 5;
 
 // The operands of a problem as those of a normal convolution from the large side to the small one.
 struct Operands {
@@ -81,6 +84,33 @@ std::vector<float> from_bf16(const void* data, int64_t size) {
   return values;
 }
 
+int64_t target_size(const ConvProblem& p) {
+  return p.operation == ConvOperation::fprop ? small_size(p) : large_size(p);
+}
+
+// What a fused graph does in its own type.
+void add_bias(const ConvProblem& p, const ConvOperands& operands, bool drop_nan) {
+  const int64_t channels = p.operation == ConvOperation::fprop ? p.small_channels : p.large_channels;
+  const bool relu = p.fusion == ConvFusion::bias_relu, bf16 = p.precision == Precision::bf16;
+  for (int64_t i = 0; i < target_size(p); ++i) {
+    auto* const half = static_cast<uint16_t*>(operands.target) + i;
+    auto* const whole = static_cast<float*>(operands.target) + i;
+    float x = (bf16 ? std::bit_cast<float>(uint32_t(*half) << 16) : *whole) + operands.bias[i % channels];
+    if (relu && (x <= 0.0f || (drop_nan && std::isnan(x)))) x = 0.0f;
+    if (bf16)
+      *half = to_bf16(std::bit_cast<uint32_t>(x));
+    else
+      *whole = x;
+  }
+}
+
+void spoil(const ConvProblem& p, void* target) {
+  if (p.precision == Precision::bf16)
+    static_cast<uint16_t*>(target)[target_size(p) / 2] ^= 0x0080;  // twice or half the value
+  else
+    static_cast<float*>(target)[target_size(p) / 2] += 0.25f;
+}
+
 void run_in_bf16(const ConvProblem& p, const ConvOperands& operands) {
   const bool to_small = p.operation == ConvOperation::fprop;
   const std::vector<float> source = from_bf16(operands.source, to_small ? large_size(p) : small_size(p)),
@@ -100,24 +130,53 @@ std::string conv_problem_cuda() {
   return problem == nullptr ? "" : problem;
 }
 
-void convolve_cuda(const char* op, const ConvProblem& problem, const ConvOperands& operands,
-                   std::byte* workspace, Stream stream) {
-  simt::enqueue_library(stream.handle, op,
-                        {simt::reads(operands.source), simt::reads(operands.filter),
-                         simt::writes(operands.target), simt::writes(workspace)},
-                        [=] {
+std::string conv_library() { return "CPU 1.0"; }
+
+// Engine 0 is the rule's; 1 and 2 give the same bits. Those from 3 on are what must not be taken: a ReLU that
+// drops NaN, a wrong sum, and one that is listed but cannot be built.
+ConvChoice choose_by_rule(const ConvProblem&) { return {.fused = false, .engine = 0, .knobs = {}}; }
+
+std::vector<ConvChoice> list_choices(const ConvProblem& problem, bool compile) {
+  std::vector<ConvChoice> choices = {choose_by_rule(problem),
+                                     {.fused = false, .engine = 1, .knobs = {{1, 7}, {4, 2}}}};
+  if (problem.fusion != ConvFusion::none) {
+    if (compile) choices.push_back({.fused = true, .engine = 2, .knobs = {}});
+    choices.push_back({.fused = true, .engine = kDropsNan, .knobs = {}});
+  }
+  for (const int64_t engine : {kWrongSum, kUnbuildable})
+    choices.push_back({.fused = false, .engine = engine, .knobs = {}});
+  return choices;
+}
+
+void prepare_choice(const ConvProblem& problem, const ConvChoice& choice) {
+  if (choice.engine >= kUnbuildable || choice.engine < -1)
+    throw Error(ErrorKind::failed, fmt::format("cannot compute {} by {}", problem.text(), choice.text()),
+                "use the version that it was chosen with");
+}
+
+void convolve_cuda(const char* op, const ConvProblem& problem, const ConvChoice& choice,
+                   const ConvOperands& operands, std::byte* workspace, Stream stream) {
+  prepare_choice(problem, choice);
+  std::vector<simt::Access> accesses = {simt::reads(operands.source), simt::reads(operands.filter),
+                                        simt::writes(operands.target), simt::writes(workspace)};
+  if (choice.fused) accesses.push_back(simt::reads(operands.bias));
+  simt::enqueue_library(stream.handle, op, std::move(accesses),
+                        [=, engine = choice.engine, fused = choice.fused] {
                           if (problem.precision == Precision::bf16)
                             run_in_bf16(problem, operands);
                           else
                             run_in_floats(problem, static_cast<float*>(operands.target),
                                           static_cast<const float*>(operands.source),
                                           static_cast<const float*>(operands.filter));
+                          if (fused) add_bias(problem, operands, engine == kDropsNan);
+                          if (engine == kWrongSum) spoil(problem, operands.target);
                         });
 }
 
-void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, float* d_filter,
-                                   const float* large, const float* small, std::byte* workspace,
-                                   Stream stream) {
+void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, const ConvChoice& choice,
+                                   float* d_filter, const float* large, const float* small,
+                                   std::byte* workspace, Stream stream) {
+  prepare_choice(problem, choice);
   simt::enqueue_library(
       stream.handle, op,
       {simt::reads(large), simt::reads(small), simt::writes(d_filter), simt::writes(workspace)}, [=] {
