@@ -30,7 +30,7 @@ std::vector<Row> rows_of(const Config& config) {
       rows.back().plan.problem.fusion = fusion;
     };
     add(ConvFusion::none);
-    if (c.problem.fusion != ConvFusion::none) add(c.problem.fusion);
+    if (c.problem.fusion != ConvFusion::none && !c.masked) add(c.problem.fusion);
     if (c.masked) add(ConvFusion::mask), add(ConvFusion::mask_sums);
   }
   return rows;

@@ -33,13 +33,15 @@ class Trial {
     bias_ = View<float>(nullptr, {output_[3]});
     scratch_ = View<std::byte>(
         nullptr, {conv_scratch_bytes(runtime.device(), geometry_, input_, output_[3], problem.precision)});
-    for (View<float>* part : {&input_, &output_, &filter_, &bias_}) allocate(*part);
+    mask_ = output_;
+    for (View<float>* part : {&input_, &output_, &filter_, &bias_, &mask_}) allocate(*part);
     allocate(scratch_);
-    fill(input_, 1), fill(filter_, 2), fill(bias_, 3);
+    fill(input_, 1), fill(filter_, 2), fill(bias_, 3), fill(mask_, 4);
   }
 
   void run(const ConvChoice& choice) const {
     const bool fusible = problem_.fusion != ConvFusion::none;
+    if (problem_.fusion == ConvFusion::mask) return run_backward(choice);
     vqlab::run(ConvForwardOp{.output = output_,
                              .input = input_,
                              .weight = filter_,
@@ -52,16 +54,32 @@ class Trial {
                              .choice = &choice},
                runtime_.compute());
   }
+  // The same convolution, asked for as a gradient.
+  void run_backward(const ConvChoice& choice) const {
+    ConvGeometry geometry = geometry_;
+    geometry.kind = geometry.kind == ConvKind::normal ? ConvKind::transposed : ConvKind::normal;
+    vqlab::run(ConvBackwardDataOp{.d_input = output_,
+                                  .d_output = input_,
+                                  .weight = filter_,
+                                  .geometry = geometry,
+                                  .scratch = scratch_,
+                                  .precision = problem_.precision,
+                                  .choice = &choice,
+                                  .mask = mask_},
+               runtime_.compute());
+  }
   std::vector<float> result(const ConvChoice& choice) const {
     run(choice);
     return to_host(View<const float>(output_), runtime_);
   }
-  // From now on the bias is so large that no ReLU cuts a sum off, where an error would not be seen.
-  void raise_bias() const {
-    std::vector<float> values = to_host(View<const float>(bias_), runtime_);
-    for (float& value : values) value += float(largest_sum());
-    runtime_.upload(bias_.data, values.data(), bias_.bytes(), runtime_.compute());
-    runtime_.synchronize(runtime_.compute());
+  // From now on bias and mask are so large that nothing is cut off, where an error would not be seen.
+  void raise() const {
+    for (const View<float>& part : {bias_, mask_}) {
+      std::vector<float> values = to_host(View<const float>(part), runtime_);
+      for (float& value : values) value += float(largest_sum()) + 1.0f;
+      runtime_.upload(part.data, values.data(), part.bytes(), runtime_.compute());
+      runtime_.synchronize(runtime_.compute());
+    }
   }
   // From now on one value in the middle of the input is NaN.
   void plant_nan() const {
@@ -74,7 +92,7 @@ class Trial {
   // product; in bf16 the result is rounded, before or after the bias, to one neighbour or the next.
   double tolerance() const {
     const double terms = double(terms_);
-    const double size = 2.0 * largest_sum() + 1.0, sum = 1.2e-7 * (8.0 * (terms + 4.0) + size);
+    const double size = 2.0 * largest_sum() + 2.0, sum = 1.2e-7 * (8.0 * (terms + 4.0) + size);
     switch (problem_.precision) {
       case Precision::tf32:
         return sum + std::ldexp(size, -9);
@@ -104,7 +122,7 @@ class Trial {
 
   const ConvProblem problem_;
   const Runtime& runtime_;
-  View<float> large_, small_, filter_, input_, output_, bias_;
+  View<float> large_, small_, filter_, input_, output_, bias_, mask_;
   View<std::byte> scratch_;
   ConvGeometry geometry_;
   int64_t terms_ = 0;  // of a sum
@@ -131,7 +149,7 @@ std::vector<ConvChoice> verified(const ConvProblem& problem, const std::vector<C
       if (error.kind() != ErrorKind::failed || choice == choices.front()) throw;
     }
   for (int data = 0; data < 3; ++data) {
-    if (data == 1) trial.raise_bias();
+    if (data == 1) trial.raise();
     if (data == 2) trial.plant_nan();
     const std::vector<float> rule = trial.result(choices.front());
     std::erase_if(good, [&](const ConvChoice& choice) {

@@ -12,17 +12,18 @@ namespace vqlab {
 enum class Mode { training, inference };
 
 // An activation (B, H, W, C) and the gradient of the loss with respect to it. The gradient is absent in
-// inference, and of the input image, which needs none.
+// inference, and of the input image, which needs none. Of a rectified value, which a ReLU gave, it is the
+// gradient in front of the ReLU: who writes it also undoes the ReLU, which a convolution can do on the way.
 struct Tensor {
   View<float> value, gradient;
-  bool rectified = false;  // the value is what a ReLU gave
+  bool rectified = false;
 };
 
 // A convolution of a training step, as a library is asked for it.
 struct LayerConvolution {
   std::string layer;    // "encoder.conv1"
   ConvProblem problem;  // with what the op wants done behind it
-  bool masked = false;  // behind it the gradient of a ReLU follows, in an op of its own
+  bool masked;          // behind it the gradient of a ReLU is undone
   ConvChoice* choice;   // what the layer's op carries; null: no library computes it
 };
 

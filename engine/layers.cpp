@@ -64,9 +64,6 @@ void Conv::forward(Stream stream) {
 }
 
 void Conv::backward(Stream stream) {
-  if (activation_ == Activation::relu)
-    run(ReluBackwardOp{.d_input = output_.gradient, .d_output = output_.gradient, .output = output_.value},
-        stream);
   run(ConvBackwardWeightOp{.d_weight = parameters_.gradient(weight_),
                            .d_bias = parameters_.gradient(bias_),
                            .d_output = output_.gradient,
@@ -83,7 +80,8 @@ void Conv::backward(Stream stream) {
                          .geometry = geometry_,
                          .scratch = scratch_,
                          .precision = precision_,
-                         .choice = &backward_choice_},
+                         .choice = &backward_choice_,
+                         .mask = input_.rectified ? View<const float>(input_.value) : View<const float>()},
       stream);
 }
 
@@ -100,8 +98,9 @@ void Conv::list_convolutions(std::vector<LayerConvolution>& list) {
   add(forward_problem(geometry_, input, output), wanted, false, &forward_choice_);
   if (output_.gradient.rank == 0) return;
   if (input_.gradient.rank > 0)
-    add(backward_data_problem(geometry_, input, output), ConvFusion::none, input_.rectified,
-        &backward_choice_);
+    add(backward_data_problem(geometry_, input, output),
+        input_.rectified && precision_ != Precision::bf16 ? ConvFusion::mask : ConvFusion::none,
+        input_.rectified, &backward_choice_);
   add(backward_weight_problem(geometry_, input, output), ConvFusion::none, false, nullptr);
   if constexpr (kWithCuda)
     if (!prefers_split_rows(list.back().problem)) list.back().choice = &weight_choice_;
@@ -121,10 +120,8 @@ Tensor ReLU::plan(Arena&, const Tensor& input, Mode) {
 
 void ReLU::forward(Stream stream) { run(ReluOp{.output = tensor_.value, .input = tensor_.value}, stream); }
 
-void ReLU::backward(Stream stream) {
-  run(ReluBackwardOp{.d_input = tensor_.gradient, .d_output = tensor_.gradient, .output = tensor_.value},
-      stream);
-}
+// The layer behind has undone the ReLU.
+void ReLU::backward(Stream) {}
 
 Residual::Residual(ParameterStore& parameters, const std::string& name, int64_t channels, int64_t hidden,
                    Precision precision)
@@ -151,11 +148,10 @@ void Residual::backward(Stream stream) {
   conv2_.backward(stream);
   conv1_.backward(stream);
   if (!input_.gradient) return;
-  run(
-      ReluBackwardOp{
-          .d_input = activated_.gradient, .d_output = activated_.gradient, .output = activated_.value},
-      stream);
   run(AddOp{.output = input_.gradient, .a = output_.gradient, .b = activated_.gradient}, stream);
+  if (input_.rectified)
+    run(ReluBackwardOp{.d_input = input_.gradient, .d_output = input_.gradient, .output = input_.value},
+        stream);
 }
 
 void Residual::list_convolutions(std::vector<LayerConvolution>& list) {

@@ -150,6 +150,33 @@ TEST_CASE("conv: gradients equal their definition in double", "[unit]") {
   }
 }
 
+TEST_CASE("conv: a mask undoes the ReLU in front as the op of its own does", "[unit]") {
+  for (const Shape& s : conv_shapes())
+    for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+      INFO(s.text());
+      Layer plain(s), masked(s);
+      Guarded<std::byte> scratch(conv_scratch_bytes(Device::cpu, s.g, plain.input_view(), s.O, precision));
+      const std::vector<float> mask = normal_floats(s.input_size(), 9);
+      const auto op = [&](Layer& layer) {
+        ConvBackwardDataOp data = layer.backward_data();
+        data.precision = precision;
+        data.scratch = scratch.view({scratch.size()});
+        return data;
+      };
+      run(op(plain), Stream{});
+      ConvBackwardDataOp with_mask = op(masked);
+      with_mask.mask = {mask.data(), {s.B, s.H, s.W, s.I}};
+      run(with_mask, Stream{});
+      masked.d_input.check_guards();
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < s.input_size(); ++i)
+        wrong += masked.d_input.data()[i] != (mask[size_t(i)] > 0.0f ? plain.d_input.data()[i] : 0.0f);
+      CHECK(wrong == 0);
+      with_mask.mask.dim[0] += 1;
+      CHECK_THROWS_AS(run(with_mask, Stream{}), Error);
+    }
+}
+
 TEST_CASE("conv: all passes equal their definition at random shapes", "[unit]") {
   const auto property = [] {
     const auto pick = [](int64_t low, int64_t high) { return *rc::gen::inRange(low, high + 1); };

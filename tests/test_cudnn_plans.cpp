@@ -37,7 +37,7 @@ std::vector<ConvProblem> problems_of(const Config& config) {
   };
   for (const LayerConvolution& c : model.convolutions(Device::cuda)) {
     add(c.problem, ConvFusion::none);
-    if (c.problem.fusion != ConvFusion::none) add(c.problem, c.problem.fusion);
+    if (c.problem.fusion != ConvFusion::none && !c.masked) add(c.problem, c.problem.fusion);
     if (c.masked) add(c.problem, ConvFusion::mask), add(c.problem, ConvFusion::mask_sums);
   }
   return list;

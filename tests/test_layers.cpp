@@ -89,6 +89,9 @@ class Rig {
     const std::vector<float> zero_x(x_.size()), zero_w(static_cast<size_t>(parameters_.weights().size()));
     loss(0.0, zero_x, zero_w);
     std::copy(loss_weights_.begin(), loss_weights_.end(), output_.gradient.data);
+    if (output_.rectified)  // who writes the gradient undoes the ReLU
+      for (int64_t i = 0; i < output_.value.size(); ++i)
+        if (!(output_.value.data[i] > 0.0f)) output_.gradient.data[i] = 0.0f;
     layer_->backward(Stream{});
   }
   // Error of a directional derivative relative to the typical one: the median over several directions.

@@ -87,10 +87,16 @@ VQ_MULTIVERSION void add_bias(float* pixels, int64_t count, int64_t channels, co
     }
 }
 
-// output = activation(convolution of input in this direction + bias)
+// gradient = 0 where mask is not positive.
+VQ_MULTIVERSION void apply_mask(float* gradient, const float* mask, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) gradient[i] = mask[i] > 0.0f ? gradient[i] : 0.0f;
+}
+
+// output = activation(convolution of input in this direction + bias), 0 where a mask is not positive.
 void convolve(const ConvSides& sides, Direction direction, const View<float>& output,
               const View<const float>& input, const View<const float>& weight, const View<const float>& bias,
-              Activation activation, Precision precision, const View<std::byte>& scratch) {
+              Activation activation, Precision precision, const View<const float>& mask,
+              const View<std::byte>& scratch) {
   ScratchCutter cutter(scratch);
   const int64_t batch = input[0], input_size = input.size() / batch, output_size = output.size() / batch;
   const bool relu = activation == Activation::relu, rounds_result = precision == Precision::bf16;
@@ -103,9 +109,10 @@ void convolve(const ConvSides& sides, Direction direction, const View<float>& ou
       float* const result = output.data + first * output_size;
       pass.run(result, inputs.of(input.data + first * input_size, images * input_size, worker), images,
                relu && !rounds_result, worker);
-      if (!rounds_result) return;
-      round_to(precision, result, result, images * output_size);
-      if (bias || relu) add_bias(result, images * output_size / output[3], output[3], bias.data, relu);
+      const int64_t size = images * output_size;
+      if (rounds_result) round_to(precision, result, result, size);
+      if (rounds_result && (bias || relu)) add_bias(result, size / output[3], output[3], bias.data, relu);
+      if (mask) apply_mask(result, mask.data + first * output_size, size);
     });
   };
   if (scatters(sides, direction))
@@ -168,6 +175,8 @@ void ConvForwardOp::check() const { check_shapes("convolution", geometry, input,
 
 void ConvBackwardDataOp::check() const {
   check_shapes("convolution backward data", geometry, d_input, d_output, weight, {});
+  VQ_REQUIRE(!mask || same_shape(mask, View<const float>(d_input)),
+             "convolution backward data: mask {} and d_input {} differ", mask.shape(), d_input.shape());
 }
 
 void ConvBackwardWeightOp::check() const {
@@ -198,7 +207,7 @@ void run_cpu(const ConvForwardOp& op) {
   require_scratch("convolution", op.scratch,
                   convolve_bytes(sides, forward_direction(op.geometry), op.precision));
   convolve(sides, forward_direction(op.geometry), op.output, op.input, op.weight, op.bias, op.activation,
-           op.precision, op.scratch);
+           op.precision, {}, op.scratch);
 }
 
 void run_cpu(const ConvBackwardDataOp& op) {
@@ -207,7 +216,7 @@ void run_cpu(const ConvBackwardDataOp& op) {
   require_scratch("convolution backward data", op.scratch,
                   convolve_bytes(sides, backward_direction(op.geometry), op.precision));
   convolve(sides, backward_direction(op.geometry), op.d_input, op.d_output, op.weight, {}, Activation::none,
-           op.precision, op.scratch);
+           op.precision, op.mask, op.scratch);
 }
 
 void run_cpu(const ConvBackwardWeightOp& op) {

@@ -62,8 +62,9 @@ struct ConvForwardOp {
   void check() const;
 };
 
-// d_input = gradient of the input. A ReLU of the forward pass is undone before, by ReluBackwardOp on
-// d_output.
+// d_input = gradient of the input. A ReLU behind the convolution is undone before, in d_output. One in front
+// of it, that gave the input, is undone here with `mask`: 0 where the mask is not positive, as ReluBackwardOp
+// does.
 struct ConvBackwardDataOp {
   View<float> d_input;         // (B, H, W, I)
   View<const float> d_output;  // (B, OH, OW, O)
@@ -72,6 +73,7 @@ struct ConvBackwardDataOp {
   View<std::byte> scratch;
   Precision precision = Precision::fp32;
   const ConvChoice* choice = nullptr;
+  View<const float> mask{};  // (B, H, W, I), or absent
 
   void check() const;
 };

@@ -1,4 +1,5 @@
 // The three ops on a GPU: weights padded to the channels of the tensors, the device's library, bias and ReLU.
+#include "../nn/pointwise.hpp"
 #include "cast.hpp"
 #include "conv_bias.hpp"
 #include "conv_choice.hpp"
@@ -91,35 +92,51 @@ const ConvChoice& choice_of(const ConvChoice* chosen) {
   return chosen == nullptr ? by_rule : *chosen;
 }
 
-// What the op wants done behind the convolution. With padding channels, which the bias has not, nothing that
-// a library could fuse.
-ConvFusion wanted_fusion(const View<const float>& bias, Activation activation, bool padded) {
-  if (!bias || padded) return ConvFusion::none;
-  return activation == Activation::relu ? ConvFusion::bias_relu : ConvFusion::bias;
-}
+// What an op wants done behind its convolution, in the first `channels` channels of the target; zeros belong
+// into those beyond.
+struct Behind {
+  View<const float> bias, mask;
+  int64_t channels;
+  Activation activation;
 
-// target = activation(convolution of source + bias) in the first `channels` channels, 0 in those beyond.
+  // What a library could fuse: nothing with padding channels, which the bias has not, and no mask in bf16,
+  // since masks are fp32.
+  ConvFusion wanted(int64_t target_channels, Precision precision) const {
+    if (mask) return precision == Precision::bf16 ? ConvFusion::none : ConvFusion::mask;
+    if (!bias || channels < target_channels) return ConvFusion::none;
+    return activation == Activation::relu ? ConvFusion::bias_relu : ConvFusion::bias;
+  }
+};
+
+// target = the convolution of source, and what is wanted behind it.
 void convolve(const char* op, ConvProblem problem, const ConvChoice* chosen, const View<float>& target,
-              const View<const float>& source, const float* filter, View<const float> bias, int64_t channels,
-              Activation activation, const Parts& parts, Stream stream) {
+              const View<const float>& source, const float* filter, const Behind& wanted, const Parts& parts,
+              Stream stream) {
   const ConvChoice& choice = choice_of(chosen);
-  problem.fusion = wanted_fusion(bias, activation, channels < target[3]);
+  problem.fusion = wanted.wanted(target[3], problem.precision);
   VQ_REQUIRE(!choice.fused || problem.fusion != ConvFusion::none, "{}: there is nothing to fuse", op);
-  const float* fused_bias = choice.fused ? bias.data : nullptr;
-  if (choice.fused) bias = {}, activation = Activation::none;
+  const View<const float> bias = choice.fused ? View<const float>() : wanted.bias;
+  const Activation activation = choice.fused ? Activation::none : wanted.activation;
+  ConvOperands operands{.target = target.data,
+                        .source = source.data,
+                        .filter = filter,
+                        .bias = wanted.bias.data,
+                        .mask = wanted.mask.data};
   if (problem.precision == Precision::bf16) {
     to_bf16_cuda(parts.source, source, stream);
     to_bf16_cuda(parts.weight_bf16, {filter, {parts.weight_bf16.size()}}, stream);
-    convolve_cuda(op, problem, choice,
-                  {parts.target.data, parts.source.data, parts.weight_bf16.data, fused_bias}, parts.workspace,
-                  stream);
+    operands.target = parts.target.data, operands.source = parts.source.data;
+    operands.filter = parts.weight_bf16.data;
+    convolve_cuda(op, problem, choice, operands, parts.workspace, stream);
     const View<float> rows = target.rows();
-    from_bf16_cuda(rows, {parts.target.data, {rows[0], rows[1]}}, bias, channels, activation, stream);
-    return;
+    from_bf16_cuda(rows, {parts.target.data, {rows[0], rows[1]}}, bias, wanted.channels, activation, stream);
+  } else {
+    convolve_cuda(op, problem, choice, operands, parts.workspace, stream);
+    if (bias || activation == Activation::relu || wanted.channels < target[3])
+      add_conv_bias_cuda(target.rows(), bias, wanted.channels, activation, stream);
   }
-  convolve_cuda(op, problem, choice, {target.data, source.data, filter, fused_bias}, parts.workspace, stream);
-  if (bias || activation == Activation::relu || channels < target[3])
-    add_conv_bias_cuda(target.rows(), bias, channels, activation, stream);
+  if (wanted.mask && !choice.fused)
+    run_cuda(ReluBackwardOp{.d_input = target, .d_output = target, .output = wanted.mask}, stream);
 }
 
 ConvProblem in_precision(ConvProblem problem, Precision precision) {
@@ -143,8 +160,12 @@ void run_cuda(const ConvForwardOp& op, Stream stream) {
   const View<const float> full = full_weight(op.geometry, op.input[3], op.output[3]);
   const Parts parts(kName, op.scratch, full, op.precision, op.input.size(), op.output.size());
   convolve(kName, in_precision(forward_problem(op.geometry, op.input, op.output), op.precision), op.choice,
-           op.output, op.input, padded(op.weight, full, parts, stream), op.bias,
-           weight_outputs(op.geometry, op.weight), op.activation, parts, stream);
+           op.output, op.input, padded(op.weight, full, parts, stream),
+           {.bias = op.bias,
+            .mask = {},
+            .channels = weight_outputs(op.geometry, op.weight),
+            .activation = op.activation},
+           parts, stream);
 }
 
 // Zero weights give zeros in padding channels only where d_output is finite.
@@ -154,8 +175,12 @@ void run_cuda(const ConvBackwardDataOp& op, Stream stream) {
   const View<const float> full = full_weight(op.geometry, op.d_input[3], op.d_output[3]);
   const Parts parts(kName, op.scratch, full, op.precision, op.d_output.size(), op.d_input.size());
   convolve(kName, in_precision(backward_data_problem(op.geometry, op.d_input, op.d_output), op.precision),
-           op.choice, op.d_input, op.d_output, padded(op.weight, full, parts, stream), {},
-           weight_inputs(op.geometry, op.weight), Activation::none, parts, stream);
+           op.choice, op.d_input, op.d_output, padded(op.weight, full, parts, stream),
+           {.bias = {},
+            .mask = op.mask,
+            .channels = weight_inputs(op.geometry, op.weight),
+            .activation = Activation::none},
+           parts, stream);
 }
 
 void run_cuda(const ConvBackwardWeightOp& op, Stream stream) {

@@ -51,7 +51,8 @@ struct ConvChoice;
 struct ConvOperands {
   void* target;  // overwritten
   const void *source, *filter;
-  const float* bias;  // (channels of the target), read where the choice is fused
+  const float* bias;  // (channels of the target); this and the mask are read where the choice is fused
+  const float* mask = nullptr;  // as the target
 };
 
 // Enqueues an fprop or a dgrad, with what problem.fusion wants only if the choice is fused. workspace

@@ -110,8 +110,9 @@ void convolve_cuda(const char* op, const ConvProblem& problem, const ConvChoice&
                                to_small ? kSmallUid : kLargeUid};
   std::vector<const void*> data = {o.source, o.filter, o.target};
   if (choice.fused) {
-    uids.push_back(kBiasUid);
-    data.push_back(o.bias);
+    const bool masks = problem.fusion == ConvFusion::mask;
+    uids.push_back(masks ? kMaskUid : kBiasUid);
+    data.push_back(masks ? o.mask : o.bias);
   }
   Planner::instance().run(op, problem, choice, uids, data, workspace, stream);
 }

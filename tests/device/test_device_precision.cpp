@@ -90,7 +90,8 @@ void run_ops(const Shape& s, Precision precision, const View<float>& output, con
                          .weight = weights(weight),
                          .geometry = s.g,
                          .scratch = scratch,
-                         .precision = precision},
+                         .precision = precision,
+                         .mask = input},
       stream);
   run(ConvBackwardWeightOp{.d_weight = weights(d_weight),
                            .d_bias = {d_bias, {s.O}},
@@ -192,7 +193,7 @@ TEST_CASE("device precision: the cast from bf16 adds bias, ReLU and zeros at any
 }
 
 TEST_CASE("device precision: the three ops equal those of the CPU, padding channels are zero", "[device]") {
-  for (const Precision precision : {Precision::tf32, Precision::bf16})
+  for (const Precision precision : {Precision::fp32, Precision::tf32, Precision::bf16})
     for (const Shape& s : kShapes) {
       const Operands operands(s);
       const Results expected = run_on_cpu(s, operands, precision);

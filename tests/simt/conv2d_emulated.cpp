@@ -104,6 +104,13 @@ void add_bias(const ConvProblem& p, const ConvOperands& operands, bool drop_nan)
   }
 }
 
+void apply_mask(const ConvProblem& p, const ConvOperands& operands, bool drop_nan) {
+  for (int64_t i = 0; i < target_size(p); ++i) {
+    float& x = static_cast<float*>(operands.target)[i];
+    if (!(operands.mask[i] > 0.0f) || (drop_nan && std::isnan(x))) x = 0.0f;
+  }
+}
+
 void spoil(const ConvProblem& p, void* target) {
   if (p.precision == Precision::bf16)
     static_cast<uint16_t*>(target)[target_size(p) / 2] ^= 0x0080;  // twice or half the value
@@ -159,7 +166,8 @@ void convolve_cuda(const char* op, const ConvProblem& problem, const ConvChoice&
   prepare_choice(problem, choice);
   std::vector<simt::Access> accesses = {simt::reads(operands.source), simt::reads(operands.filter),
                                         simt::writes(operands.target), simt::writes(workspace)};
-  if (choice.fused) accesses.push_back(simt::reads(operands.bias));
+  const bool masks = problem.fusion == ConvFusion::mask;
+  if (choice.fused) accesses.push_back(simt::reads(masks ? operands.mask : operands.bias));
   simt::enqueue_library(stream.handle, op, std::move(accesses),
                         [=, engine = choice.engine, fused = choice.fused] {
                           if (problem.precision == Precision::bf16)
@@ -168,7 +176,7 @@ void convolve_cuda(const char* op, const ConvProblem& problem, const ConvChoice&
                             run_in_floats(problem, static_cast<float*>(operands.target),
                                           static_cast<const float*>(operands.source),
                                           static_cast<const float*>(operands.filter));
-                          if (fused) add_bias(problem, operands, engine == kDropsNan);
+                          if (fused) (masks ? apply_mask : add_bias)(problem, operands, engine == kDropsNan);
                           if (engine == kWrongSum) spoil(problem, operands.target);
                         });
 }
