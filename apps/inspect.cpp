@@ -100,6 +100,10 @@ class InspectCommand : public Command {
     json["tensors"] = Json::array();
     for (const Safetensors* file : {&checkpoint.model_file(), &checkpoint.optimiser_file()})
       for (const TensorInfo& t : file->tensors()) json["tensors"].push_back(describe(t));
+    const ConvBook& plans = checkpoint.convolution_book();
+    json["plans"] = plans.device.empty() ? Json() : plans.to_json();
+    json["plans_summary"] =
+        plans.device.empty() ? "" : fmt::format("{}, on {}", plans.summary(), plans.device);
     json["codebook"] = Json();
     json["findings"] = Json::array();
     const bool waiting =
@@ -151,6 +155,8 @@ class InspectCommand : public Command {
       std::printf("%-44s %-4s %s\n", t.at("name").as_string().c_str(), t.at("type").as_string().c_str(),
                   shape.c_str());
     }
+    if (const std::string& plans = json.at("plans_summary").as_string(); !plans.empty())
+      std::printf("\n%s\n", plans.c_str());
     if (const Json& c = json.at("codebook"); !c.is_null())
       std::printf(
           "\ncodebook: %lld codes, %lld used in the last batch, %lld dead, perplexity %.1f, age %.2f steps, "

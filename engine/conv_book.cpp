@@ -266,6 +266,15 @@ ConvBook choose_convolutions(Model& model, const Runtime& runtime, ConvChoosing 
   return book;
 }
 
+std::string library_change(const ConvBook& book) {
+  if constexpr (kWithCuda)
+    if (const std::string now = conv_library(); now != book.library)
+      return fmt::format(
+          "the run's convolution plans were made by {}, and now by {}: the last bits may differ",
+          book.library, now);
+  return "";
+}
+
 void use_convolutions(Model& model, const ConvBook& book) {
   if constexpr (kWithCuda) {
     for (const LayerConvolution& layer : model.convolutions(Device::cuda)) {

@@ -44,11 +44,14 @@ enum class ConvChoosing { rule, measured, compiled };
 ConvChoosing parse_choosing(const std::string& name);
 
 // Chooses for all convolutions of an allocated model on a GPU, makes the plans and gives the choices to the
-// layers.
+// layers. Measuring takes the memory of one layer more, for that time.
 ConvBook choose_convolutions(Model& model, const Runtime& runtime, ConvChoosing how, const CallTimer& timer);
 
 // Gives the layers the choices of an earlier process on the same model of GPU. Throws Error(checkpoint), with
 // the layer, if one is missing or the library cannot make it any more.
 void use_convolutions(Model& model, const ConvBook& book);
+
+// "" if the library is that of the book, else one line that says so: the same engines may have other bits.
+std::string library_change(const ConvBook& book);
 
 }  // namespace vqlab

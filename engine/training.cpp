@@ -156,7 +156,11 @@ void Training::choose_plans() {
   Model& model = trainer_->model();
   ConvBook& book = model.convolution_book();
   if (runtime_.device() == Device::cpu) return;
-  if (book.device == runtime_.device_name()) return use_convolutions(model, book);
+  if (book.device == runtime_.device_name()) {
+    use_convolutions(model, book);
+    if (const std::string change = library_change(book); !change.empty()) observer_.warning(change);
+    return;
+  }
   if (!book.device.empty())
     observer_.note(fmt::format("the run was on {}: convolution plans are chosen anew on {}", book.device,
                                runtime_.device_name()));

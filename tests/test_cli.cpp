@@ -364,6 +364,8 @@ TEST_CASE("cli: the precision of a run is its own, for all commands", "[cli]") {
   require_failure(run_vqlab(resume + " --set train.precision=fp32"), 2, "train.precision differs", "new run");
   require_failure(run_vqlab(desk.train("b") + "--set train.precision=bf32"), 2, "is not known",
                   "choose one of fp32, tf32, bf16");
+  CHECK(json_of(run_vqlab("inspect " + run + " --json")).at("plans").is_null() ==
+        (json_of(run_vqlab("doctor --json")).at("device").as_string() == "cpu"));
   const double bf16 = json_of(run_vqlab(eval)).at("mse").as_number();
   json_of(run_vqlab("encode " + run + " --json -o " + (desk / "bf16.npy")));
   const std::string config = read_file(run + "/config.toml", 1 << 20, ErrorKind::data);

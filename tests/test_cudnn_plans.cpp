@@ -241,7 +241,7 @@ void check_only_one_engine_promises_nan() {
     ConvProblem problem = usual_problem(ConvOperation::fprop);
     problem.fusion = ConvFusion::bias_relu;
     std::set<int64_t> promising, others;
-    for (const CudnnConfig& config : fused_candidates(problem, target))
+    for (const CudnnConfig& config : serving_configs(problem, target))
       (has_note(config, CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP) ? promising : others).insert(config.engine);
     INFO(card);
     CHECK(promising == std::set<int64_t>{0});
@@ -283,7 +283,66 @@ void check_rebuilt_plans() {
   }
 }
 
+// Whatever may be measured can be made again from what is stored of it. (Not what is compiled at run time:
+// that takes seconds and a driver.)
+void check_candidates() {
+  const bool lists_compiled = run_time_engines_problem().empty();
+  for (const std::string& card : plan_cards()) {
+    const CudnnDescriptor properties = cudnn_card(card);
+    const CudnnTarget target(properties);
+    for (const Precision precision : kPrecisions)
+      for (ConvProblem problem : {usual_problem(ConvOperation::fprop), usual_problem(ConvOperation::dgrad)}) {
+        problem.precision = precision, problem.fusion = ConvFusion::bias_relu;
+        INFO(card << ": " << problem.text());
+        const std::vector<ConvChoice> choices = candidate_choices(problem, false, target);
+        const ConvPlan rule = plan_choice(problem, {}, target);
+        CHECK(choices.front().engine == rule.config.engine);
+        CHECK(choices.front().knobs == rule.config.knobs);
+        CHECK(choices.size() >= 2);
+        CHECK(choices.size() <= 17);
+        int fused = 0;
+        for (const ConvChoice& choice : choices) {
+          INFO(choice.text());
+          CHECK(std::ranges::count(choices, choice) == 1);
+          const ConvPlan plan = plan_choice(problem, choice, target);
+          CHECK(plan.config.engine == choice.engine);
+          CHECK(plan.config.knobs == choice.knobs);
+          CHECK(serves(plan.config, precision));
+          CHECK(!compiles_at_run_time(plan.config));
+          fused += choice.fused;
+        }
+        const bool precompiled = problem.operation == ConvOperation::fprop && precision != Precision::bf16;
+        CHECK((fused > 0) == precompiled);
+        // Of a convolution in fp32 those that are compiled at run time have tensor cores.
+        if (lists_compiled && !(precompiled && precision == Precision::fp32))
+          CHECK(candidate_choices(problem, true, target).size() > choices.size());
+      }
+  }
+}
+
+void check_choice_that_cannot_be() {
+  const CudnnDescriptor properties = cudnn_card("h100");
+  const ConvProblem problem = usual_problem(ConvOperation::fprop);
+  for (const ConvChoice& choice : {ConvChoice{.fused = false, .engine = 9999, .knobs = {}},
+                                   ConvChoice{.fused = false, .engine = 0, .knobs = {{3, 1 << 20}}}}) {
+    std::string message;
+    try {
+      plan_choice(problem, choice, CudnnTarget(properties));
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    CHECK(message.find("cannot compute fprop") != std::string::npos);
+    CHECK(message.find(choice.text()) != std::string::npos);
+  }
+}
+
 }  // namespace
+
+TEST_CASE("cudnn: what may be measured can be made again", "[cudnn-plans]") { with_cudnn(check_candidates); }
+
+TEST_CASE("cudnn: a choice that cannot be made is an error that names it", "[cudnn-plans][bad-input]") {
+  with_cudnn(check_choice_that_cannot_be);
+}
 
 TEST_CASE("cudnn: the plan of every convolution of every config, on three cards", "[cudnn-plans]") {
   with_cudnn(check_every_config);

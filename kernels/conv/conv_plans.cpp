@@ -8,6 +8,8 @@ namespace {
 using Dimensions = std::array<int64_t, 4>;
 
 constexpr int64_t kFirstInnerUid = 10;
+// Configs of a graph that may be measured; compiling takes 2 to 4 seconds each.
+constexpr int64_t kMostPrecompiled = 8, kMostCompiled = 2;
 
 // Takes in turn the operations of a graph, and names the tensor that the last one has written.
 class GraphBuilder {
@@ -117,7 +119,32 @@ ConvPlan plan_choice(const ConvProblem& wanted, const ConvChoice& choice, const 
   return {.config = std::move(*config), .plan = std::move(*plan), .workspace_bytes = bytes};
 }
 
-std::vector<CudnnConfig> fused_candidates(const ConvProblem& problem, const CudnnTarget& target) {
+std::vector<ConvChoice> candidate_choices(const ConvProblem& problem, bool compile,
+                                          const CudnnTarget& target) {
+  const ConvPlan rule = plan_choice(problem, {}, target);
+  std::vector<ConvChoice> choices = {
+      {.fused = false, .engine = rule.config.engine, .knobs = rule.config.knobs}};
+  const auto add = [&](ConvFusion fusion, int64_t most_compiled) {
+    ConvProblem graph = problem;
+    graph.fusion = fusion;
+    int64_t precompiled = 0, compiled = 0;
+    for (const CudnnConfig& config : serving_configs(graph, target)) {
+      const bool compiles = compiles_at_run_time(config);
+      int64_t& count = compiles ? compiled : precompiled;
+      if (count >= (compiles ? most_compiled : kMostPrecompiled)) continue;
+      const ConvChoice choice{
+          .fused = fusion != ConvFusion::none, .engine = config.engine, .knobs = config.knobs};
+      if (std::ranges::count(choices, choice) > 0) continue;
+      choices.push_back(choice);
+      ++count;
+    }
+  };
+  add(ConvFusion::none, 0);
+  if (problem.fusion != ConvFusion::none) add(problem.fusion, compile ? kMostCompiled : 0);
+  return choices;
+}
+
+std::vector<CudnnConfig> serving_configs(const ConvProblem& problem, const CudnnTarget& target) {
   const ConvGraph graph = conv_graph(problem, target);
   std::vector<CudnnConfig> configs = listed_configs(target, graph);
   std::erase_if(configs, [&](const CudnnConfig& c) { return !serves(c, problem.precision); });

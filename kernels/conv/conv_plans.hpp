@@ -45,9 +45,13 @@ ConvPlan plan_choice(const ConvProblem& problem, const ConvChoice& choice, const
 // Throws Error(failed) if there is none.
 ConvPlan plan_convolution(const ConvProblem& problem, const CudnnTarget& target);
 
-// What may be measured for a fused problem: those that serve, precompiled ones first. A run-time engine fits
-// the workspace or not only once it is compiled.
-std::vector<CudnnConfig> fused_candidates(const ConvProblem& problem, const CudnnTarget& target);
+// Those that serve, precompiled ones first. Whether a run-time engine fits the workspace is known only once
+// it is compiled.
+std::vector<CudnnConfig> serving_configs(const ConvProblem& problem, const CudnnTarget& target);
+
+// What list_choices() of conv_choice.hpp gives, for any target.
+std::vector<ConvChoice> candidate_choices(const ConvProblem& problem, bool compile,
+                                          const CudnnTarget& target);
 
 // All that cuDNN lists for a problem, of both modes, whatever their notes.
 std::vector<CudnnConfig> listed_configs(const CudnnTarget& target, const ConvGraph& graph);

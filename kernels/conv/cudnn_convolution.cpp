@@ -8,9 +8,6 @@
 namespace vqlab {
 namespace {
 
-// Configs of a problem that may be measured; compiling takes 2 to 4 seconds each.
-constexpr int64_t kMostPrecompiled = 8, kMostCompiled = 2;
-
 // The handle and the plans of this process, which drives one GPU. Never destroyed: at exit the driver may be
 // gone before us.
 class Planner {
@@ -78,25 +75,8 @@ ConvChoice choose_by_rule(const ConvProblem& problem) {
 }
 
 std::vector<ConvChoice> list_choices(const ConvProblem& problem, bool compile) {
-  std::vector<ConvChoice> choices = {choose_by_rule(problem)};
-  const auto add = [&](ConvFusion fusion, int64_t most_compiled) {
-    ConvProblem graph = problem;
-    graph.fusion = fusion;
-    int64_t precompiled = 0, compiled = 0;
-    const bool fused = fusion != ConvFusion::none;
-    for (const CudnnConfig& config : Planner::instance().with_target(
-             [&](const CudnnTarget& target) { return fused_candidates(graph, target); })) {
-      int64_t& count = compiles_at_run_time(config) ? compiled : precompiled;
-      if (count >= (compiles_at_run_time(config) ? most_compiled : kMostPrecompiled)) continue;
-      const ConvChoice choice{.fused = fused, .engine = config.engine, .knobs = config.knobs};
-      if (std::ranges::count(choices, choice) > 0) continue;
-      choices.push_back(choice);
-      ++count;
-    }
-  };
-  add(ConvFusion::none, 0);
-  if (problem.fusion != ConvFusion::none) add(problem.fusion, compile ? kMostCompiled : 0);
-  return choices;
+  return Planner::instance().with_target(
+      [&](const CudnnTarget& target) { return candidate_choices(problem, compile, target); });
 }
 
 void prepare_choice(const ConvProblem& problem, const ConvChoice& choice) {

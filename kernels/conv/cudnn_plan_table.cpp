@@ -42,7 +42,7 @@ PlanLine plan_line(const ConvProblem& problem, const CudnnTarget& target) {
     line.workspace_bytes = plan.workspace_bytes;
     return line;
   }
-  const std::vector<CudnnConfig> candidates = fused_candidates(problem, target);
+  const std::vector<CudnnConfig> candidates = serving_configs(problem, target);
   if (candidates.empty()) return line;
   describe(candidates.front());
   if (line.compiled_at_run_time) return line;

@@ -189,7 +189,15 @@ TEST_CASE("choices: a run resumes with its plans or not at all on the same GPU",
     save_checkpoint(lab.run(name), device_runtime(), learner.model(), checkpoint.progress(),
                     checkpoint.facts(), false, 2);
   };
-  store("a", [](ConvBook& book) { book.entries.back().choice.engine = 77; });
+  store("a", [](ConvBook& book) { book.library = "CPU 0.9"; });
+  lab.observer.warnings.clear();
+  CHECK(lab.train("a", cuda, 6, RunAccess::resume).steps == 6);
+  REQUIRE(lab.observer.warnings.size() == 1);
+  CHECK(lab.observer.warnings[0].find("made by CPU 0.9, and now by CPU 1.0") != std::string::npos);
+  store("a", [](ConvBook& book) {
+    book.library = conv_library();
+    book.entries.back().choice.engine = 77;
+  });
   try {
     lab.train("a", cuda, 8, RunAccess::resume);
     FAIL("nothing was thrown");
