@@ -33,6 +33,7 @@ class Conv : public Layer {
   int64_t output_channels_;
   Activation activation_;
   Precision precision_;
+  // By the rule, until someone chooses through list_convolutions().
   ConvChoice forward_choice_, backward_choice_, weight_choice_;
   bool pads_output_ = false;
   ParameterStore::Id weight_, bias_;

@@ -91,6 +91,7 @@ void Model::plan(Arena& arena) {
   plan_encoder(arena);
   quantized_ = quantizer_->plan(arena, latents_, mode_);
   reconstruction_ = decoder_.plan(arena, quantized_, mode_);
+  VQ_REQUIRE(!latents_.rectified && !reconstruction_.rectified, "quantizer and loss undo no ReLU");
   loss_ = arena.take<float>({1});
   error_ = arena.take<float>({1});
   squared_error_ = arena.take<float>({batch_});

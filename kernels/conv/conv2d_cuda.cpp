@@ -115,6 +115,7 @@ void convolve(const char* op, ConvProblem problem, const ConvChoice* chosen, con
   const ConvChoice& choice = choice_of(chosen);
   problem.fusion = wanted.wanted(target[3], problem.precision);
   VQ_REQUIRE(!choice.fused || problem.fusion != ConvFusion::none, "{}: there is nothing to fuse", op);
+  if (choice.fused) require_aligned(op, {wanted.bias.data, wanted.mask.data});
   const View<const float> bias = choice.fused ? View<const float>() : wanted.bias;
   const Activation activation = choice.fused ? Activation::none : wanted.activation;
   ConvOperands operands{.target = target.data,

@@ -146,6 +146,27 @@ TEST_CASE("choices: a stored plan that cannot be made is an error", "[emulated][
                 [&] { use_convolutions(learner.model(), book); });
 }
 
+TEST_CASE("choices: a fused choice needs something to fuse, aligned", "[emulated][bad-input]") {
+  const ConvGeometry geometry{.kernel = 3, .padding = 1};
+  const DeviceArray<float> input(2 * 4 * 4 * 8), weight(8 * 9 * 8), bias(8), output(input.size()), odd(8, 1);
+  const DeviceArray<std::byte> scratch(
+      conv_scratch_bytes(Device::cuda, geometry, input.view({2, 4, 4, 8}), 8));
+  const ConvChoice fused{.fused = true, .engine = 2, .knobs = {}};
+  ConvForwardOp op{.output = output.view({2, 4, 4, 8}),
+                   .input = input.view({2, 4, 4, 8}),
+                   .weight = weight.view({8, 3, 3, 8}),
+                   .bias = bias.view(),
+                   .geometry = geometry,
+                   .activation = Activation::relu,
+                   .scratch = scratch.view(),
+                   .choice = &fused};
+  run(op, device_stream());
+  op.bias = odd.view();
+  CHECK_THROWS_AS(run(op, device_stream()), Error);
+  op.bias = {};
+  CHECK_THROWS_AS(run(op, device_stream()), Error);
+}
+
 TEST_CASE("choices: malformed entries are refused", "[emulated][bad-input]") {
   for (const char* text :
        {"{}", R"({"device": "d", "library": "l"})", R"({"device": 1, "library": "l", "convolutions": []})",
