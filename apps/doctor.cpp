@@ -4,43 +4,19 @@
 #include "doctor_plans.hpp"
 #include "engine/environment.hpp"
 #include "engine/quantizer.hpp"
-#include "engine/variant_case.hpp"
+#include "engine/self_test.hpp"
+#include "engine/trust.hpp"
 #include "kernels/core/parallel.hpp"
 
 namespace vqlab {
 namespace {
 
-constexpr VariantShape kProblem{257, 130, 19};
-
-struct Verdict {
-  bool trusted, failed;
-  std::string why;
-};
-
-// Whether a variant solves the small problem as the definition does. `problem` is null where its device
-// cannot be used.
-Verdict self_test(const VariantInfo& variant, VariantCase* problem) {
-  if (problem == nullptr)
-    return {false, false, cuda_problem().empty() ? "not run: --device cpu" : "not run: no CUDA device"};
-  if (!problem->supports(variant.name)) return {false, false, "does not run on this machine"};
-  try {
-    problem->run(variant.name);
-    const int64_t wrong = problem->wrong();
-    if (wrong > 0)
-      return {false, true, fmt::format("{} of {} rows are wrong", wrong, problem->rows_checked())};
-  } catch (const Error& error) {
-    return {false, true, fmt::format("fails: {}", error.what())};
-  }
-  return {true, false,
-          variant.exact ? "equals the definition on hard data" : "right, but in no fixed order of sums"};
-}
-
-Json to_json(const VariantOp& op, const VariantInfo& variant, const Verdict& verdict) {
+Json to_json(const VariantOp& op, const VariantInfo& variant, bool trusted, const std::string& why) {
   Json entry = Json::object();
   entry["name"] = fmt::format("{} {}", op.name, variant.name);
   entry["device"] = device_text(variant.device);
-  entry["trusted"] = verdict.trusted;
-  entry["why"] = verdict.why;
+  entry["trusted"] = trusted;
+  entry["why"] = why;
   return entry;
 }
 
@@ -64,28 +40,44 @@ class DoctorCommand : public Command {
       for (const Json& library : found.items()) json["libraries"].push_back(library);
     }
     json["variants"] = Json::array();
-    bool failed = test_variants(Device::cpu, runtime, json["variants"]);
-    failed = test_variants(Device::cuda, runtime, json["variants"]) || failed;
+    const Runtime cpu("cpu", worker_count());
+    bool failed = list_variants(
+        Device::cpu, json["variants"],
+        [&](const VariantOp& op, const VariantInfo& variant) { return self_test(op, cpu, variant.name); });
+    if (runtime.device() == Device::cuda) {
+      const std::unique_ptr<Trust> trust = trust_of_this_program("cuda");
+      const auto test = [&](const VariantOp& op, const VariantInfo& variant) {
+        return trust->verdict(op.name, variant.name).reason;
+      };
+      failed = list_variants(Device::cuda, json["variants"], test) || failed;
+      json["trust"] = trust->note();
+    } else {
+      const char* why = cuda_problem().empty() ? "not run: --device cpu" : "not run: no CUDA device";
+      for (const VariantOp* op : variant_ops())
+        for (const VariantInfo& variant : op->variants(Device::cuda))
+          json["variants"].push_back(to_json(*op, variant, false, why));
+    }
     if (!common.json) print(json);
     return {.json = json, .exit_code = failed ? int(ErrorKind::verification) : 0};
   }
 
  private:
-  // Tests the variants of one device; whether one failed.
-  static bool test_variants(Device device, const Runtime& in_use, Json& list) {
-    const bool usable = device == Device::cpu || in_use.device() == Device::cuda;
-    const Runtime runtime(usable ? device_text(device) : "cpu", worker_count());
+  // Variants of a device with what `test` says of them, "" being good; whether one failed.
+  template <class Test>
+  static bool list_variants(Device device, Json& list, const Test& test) {
     bool any_failed = false;
-    for (const VariantOp* op : variant_ops()) {
-      if (op->variants(device).empty()) continue;
-      std::unique_ptr<VariantCase> problem;
-      if (usable) problem = op->make(runtime, kProblem, CaseData::hard, kProblem.N);
+    for (const VariantOp* op : variant_ops())
       for (const VariantInfo& variant : op->variants(device)) {
-        const Verdict verdict = self_test(variant, problem.get());
-        list.push_back(to_json(*op, variant, verdict));
-        any_failed = any_failed || verdict.failed;
+        const std::string wrong = test(*op, variant);
+        const bool foreign = wrong == kNotOnThisMachine;
+        any_failed = any_failed || (!wrong.empty() && !foreign);
+        const std::string good = variant.exact ? "self-test passed: equals the definition on hard data"
+                                               : "self-test passed: right, but in no fixed order of sums";
+        list.push_back(to_json(*op, variant, wrong.empty(),
+                               wrong.empty() ? good
+                               : foreign     ? wrong
+                                             : "self-test: " + wrong));
       }
-    }
     return any_failed;
   }
 

@@ -104,6 +104,7 @@ class InspectCommand : public Command {
     json["plans"] = plans.device.empty() ? Json() : plans.to_json();
     json["plans_summary"] =
         plans.device.empty() ? "" : fmt::format("{}, on {}", plans.summary(), plans.device);
+    json["kernels"] = checkpoint.kernels().device.empty() ? Json() : checkpoint.kernels().to_json();
     json["codebook"] = Json();
     json["findings"] = Json::array();
     const bool waiting =

@@ -5,6 +5,7 @@
 #include "command.hpp"
 #include "console.hpp"
 #include "engine/training.hpp"
+#include "engine/trust.hpp"
 #include "kernels/core/check.hpp"
 
 namespace vqlab {
@@ -25,6 +26,8 @@ class TrainCommand : public Command {
     o.option("max-steps", max_steps_, 0, int64_t(9e15),
              "stop after so many steps, counted from step 0; 0 = all epochs");
     o.flag("force", force_, "replace the run directory if it exists");
+    o.flag("new-kernels", new_kernels_,
+           "with --resume: choose kernel variants anew, also where that changes bits");
     o.flag("dry-run", dry_run_, "check everything, print the memory budget, train nothing");
     o.flag("print-config", print_config_, "print the configuration in effect and stop");
   }
@@ -39,10 +42,16 @@ class TrainCommand : public Command {
     }
     if (dry_run_) return dry_run(options, common);
     Console console(common.quiet);
-    return present(train(options, console), common);
+    return present(train_trusting(options, console), common);
   }
 
  private:
+  static TrainResult train_trusting(TrainOptions options, Console& console) {
+    const std::unique_ptr<Trust> trust = trust_of_this_program(options.config.device);
+    options.trust = trust.get();
+    return train(options, console);
+  }
+
   TrainOptions make_options(const CommonOptions& common) {
     TrainOptions options;
     options.command = common.command_line;
@@ -74,6 +83,9 @@ class TrainCommand : public Command {
     options.config = wanted;
     if (options.run.empty()) options.run = run_.empty() ? default_run_path(wanted.name) : run_;
     if (force_) options.access = RunAccess::replace;
+    if (new_kernels_ && resume_.empty())
+      throw usage("--new-kernels is about a run that is resumed", "leave it out");
+    options.new_kernels = new_kernels_;
     return options;
   }
 
@@ -118,7 +130,7 @@ class TrainCommand : public Command {
   std::string config_path_, run_, resume_;
   std::vector<std::string> overrides_;
   int64_t seed_ = -1, max_steps_ = 0;
-  bool force_ = false, dry_run_ = false, print_config_ = false;
+  bool force_ = false, new_kernels_ = false, dry_run_ = false, print_config_ = false;
 };
 
 }  // namespace

@@ -103,6 +103,7 @@ Json encode_state(const Model& model, const TrainingProgress& p, const DataFacts
   json["metrics_bytes"] = p.metrics_bytes;
   json["codebook_initialised"] = model.quantizer().initialised();
   if (!model.convolution_book().device.empty()) json["plans"] = model.convolution_book().to_json();
+  if (!model.kernels().device.empty()) json["kernels"] = model.kernels().to_json();
   Json& data = json["data"];
   data["height"] = f.shape.height;
   data["width"] = f.shape.width;
@@ -290,6 +291,8 @@ void Checkpoint::read_files(const std::string& directory) {
   codebook_initialised_ = state.at("codebook_initialised").as_bool();
   const Json* plans = state.find("plans");
   convolution_book_ = plans == nullptr ? ConvBook{} : ConvBook::from_json(*plans);
+  const Json* kernels = state.find("kernels");
+  kernels_ = kernels == nullptr ? RunKernels{} : RunKernels::from_json(*kernels);
   directory_ = directory;
   weights_sha256_ = sha256_hex(contents[0]);
   model_.emplace(std::move(contents[0]), (path / kFiles[0]).string());

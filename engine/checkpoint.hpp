@@ -56,6 +56,8 @@ class Checkpoint {
   const DataFacts& facts() const { return facts_; }
   // Of the GPU that the run last was on.
   const ConvBook& convolution_book() const { return convolution_book_; }
+  // The kernel variants that the run last used.
+  const RunKernels& kernels() const { return kernels_; }
   const std::string& weights_sha256() const { return weights_sha256_; }
   // The two files; each names its tensors.
   const Safetensors& model_file() const { return *model_; }
@@ -75,6 +77,7 @@ class Checkpoint {
   TrainingProgress progress_;
   DataFacts facts_;
   ConvBook convolution_book_;
+  RunKernels kernels_;
   bool codebook_initialised_ = false;
 };
 

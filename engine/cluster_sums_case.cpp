@@ -53,12 +53,12 @@ ClusterSumsCase::ClusterSumsCase(const Runtime& runtime, const VariantShape& sha
     : VariantCase(shape),
       runtime_(runtime),
       data_(data),
-      counts_(runtime.allocate(shape.K * 4, MemoryKind::device, "counts")),
-      sums_(runtime.allocate(shape.K * shape.D * 4, MemoryKind::device, "sums")),
       scratch_bytes_(cluster_sums_scratch_bytes(runtime.device(), shape.N, shape.K, shape.D)),
+      counts_(runtime, shape.K * 4, "counts"),
+      sums_(runtime, shape.K * shape.D * 4, "sums"),
+      scratch_(runtime, scratch_bytes_, "scratch of the cluster sums"),
       expected_counts_(size_t(shape.K)),
       expected_sums_(size_t(shape.K * shape.D)) {
-  scratch_ = runtime.allocate(scratch_bytes_, MemoryKind::device, "scratch of the cluster sums");
   std::vector<float> latents = case_numbers(shape.N * shape.D, kLatents, data);
   const std::vector<int32_t> codes = skewed_codes(shape, data == CaseData::hard ? 0.9 : 0.1);
   latents_ = to_device(latents, runtime, "latents");
@@ -119,6 +119,12 @@ int64_t ClusterSumsCase::wrong() const {
 
 double ClusterSumsCase::largest_share() const {
   return double(*std::max_element(expected_counts_.begin(), expected_counts_.end())) / double(shape_.N);
+}
+
+std::string ClusterSumsCase::overrun() const {
+  for (const GuardedBlock* block : {&counts_, &sums_, &scratch_})
+    if (!block->is_whole()) return block->name();
+  return "";
 }
 
 std::vector<std::byte> ClusterSumsCase::output() const {

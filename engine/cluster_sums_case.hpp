@@ -18,19 +18,21 @@ class ClusterSumsCase : public VariantCase {
   int64_t wrong() const override;
   int64_t rows_checked() const override { return shape_.K; }
   double largest_share() const override;
+  std::string overrun() const override;
   std::vector<std::byte> output() const override;
 
  private:
-  template <class T>
-  View<T> view(const Block& block, std::initializer_list<int64_t> dims) const {
+  template <class T, class Memory>
+  View<T> view(const Memory& block, std::initializer_list<int64_t> dims) const {
     return View<T>(reinterpret_cast<T*>(block.get()), dims);
   }
   void answer(const std::vector<int32_t>& codes, std::vector<float> latents);
 
   const Runtime& runtime_;
   const CaseData data_;
-  Block latents_, codes_, counts_, sums_, scratch_;
   int64_t scratch_bytes_;
+  Block latents_, codes_;
+  GuardedBlock counts_, sums_, scratch_;
   bool exact_ = true;                     // of the last run
   std::vector<int32_t> expected_counts_;  // (K)
   std::vector<float> expected_sums_;      // (K, D)

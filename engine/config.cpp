@@ -70,6 +70,8 @@ std::vector<Field> fields(Config& c) {
       {"train.gradient_clip", &c.train.gradient_clip, 0, 1e9},
       {"train.on_nan", &c.train.on_nan, 0, 0, {"stop", "skip"}},
       {"train.patience", &c.train.patience, 0, kAnyInteger},
+      {"kernels.lookup", &c.kernels.lookup},
+      {"kernels.cluster_sums", &c.kernels.cluster_sums},
       {"evaluate.every_epochs", &c.evaluate.every_epochs, 1, 1e6},
       {"checkpoint.every_steps", &c.checkpoint.every_steps, 1, kAnyInteger},
       {"checkpoint.keep", &c.checkpoint.keep, 1, kAnyInteger},

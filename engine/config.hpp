@@ -56,6 +56,13 @@ struct TrainConfig {
   int64_t patience = 0;         // evaluations without improvement before stopping; 0 = off
 };
 
+// Variants of kernels by name (`vqlab compare --list`); auto: the first that supports the shape and, on a GPU, has
+// passed its self-test there (kernel_choice.hpp).
+struct KernelsConfig {
+  std::string lookup = "auto";
+  std::string cluster_sums = "auto";
+};
+
 struct Config {
   std::string name = "run";
   int64_t seed = 0;
@@ -66,6 +73,7 @@ struct Config {
   QuantizerConfig quantizer;
   LossConfig loss;
   TrainConfig train;
+  KernelsConfig kernels;
   struct Evaluate {
     int64_t every_epochs = 1;
   } evaluate;

@@ -16,11 +16,11 @@ LookupCase::LookupCase(const Runtime& runtime, const VariantShape& shape, CaseDa
                        int64_t rows_to_check)
     : VariantCase(shape),
       runtime_(runtime),
-      codes_(runtime.allocate(shape.N * 4, MemoryKind::device, "codes")),
-      first_bad_row_(runtime.allocate(4, MemoryKind::device, "first bad row")),
       scratch_bytes_(lookup_scratch_bytes(runtime.device(), shape.N, shape.K, shape.D)),
+      codes_(runtime, shape.N * 4, "codes"),
+      first_bad_row_(runtime, 4, "first bad row"),
+      scratch_(runtime, scratch_bytes_, "scratch of the lookup"),
       answers_(size_t(std::min(shape.N, rows_to_check)), -1) {
-  scratch_ = runtime.allocate(scratch_bytes_, MemoryKind::device, "scratch of the lookup");
   const std::vector<float> latents = case_numbers(shape.N * shape.D, kLatents, data);
   std::vector<float> codebook = case_numbers(shape.K * shape.D, kCodebook, data);
   if (data == CaseData::hard) {
@@ -61,6 +61,12 @@ double LookupCase::largest_share() const {
   std::vector<int64_t> rows(size_t(shape_.K), 0);
   for (const int32_t answer : answers_) ++rows[size_t(answer)];
   return double(*std::max_element(rows.begin(), rows.end())) / double(rows_checked());
+}
+
+std::string LookupCase::overrun() const {
+  for (const GuardedBlock* block : {&codes_, &first_bad_row_, &scratch_})
+    if (!block->is_whole()) return block->name();
+  return "";
 }
 
 std::vector<std::byte> LookupCase::output() const {

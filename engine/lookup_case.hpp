@@ -19,19 +19,21 @@ class LookupCase : public VariantCase {
   int64_t wrong() const override;
   int64_t rows_checked() const override { return int64_t(answers_.size()); }
   double largest_share() const override;  // of the checked rows
+  std::string overrun() const override;
   std::vector<std::byte> output() const override;
 
  private:
-  template <class T>
-  View<T> view(const Block& block, std::initializer_list<int64_t> dims) const {
+  template <class T, class Memory>
+  View<T> view(const Memory& block, std::initializer_list<int64_t> dims) const {
     return View<T>(reinterpret_cast<T*>(block.get()), dims);
   }
   int64_t checked_row(int64_t i) const;
   void answer_all(const std::vector<float>& latents, const std::vector<float>& codebook);
 
   const Runtime& runtime_;
-  Block latents_, codebook_, codes_, first_bad_row_, scratch_;
   int64_t scratch_bytes_;
+  Block latents_, codebook_;
+  GuardedBlock codes_, first_bad_row_, scratch_;
   std::vector<int32_t> answers_;
 };
 

@@ -135,6 +135,11 @@ void Model::allocate(const Runtime& runtime) {
   plan(arena_);
 }
 
+void Model::use_kernels(const KernelChoice& choice, const std::string& device_name) {
+  quantizer_->use_kernels(choice);
+  kernels_ = names_of(choice, device_name);
+}
+
 void Model::load_images(const View<const StepState>& augmentation, Stream stream) {
   run(ImageInputOp{.output = input_.value,
                    .images = images_,

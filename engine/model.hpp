@@ -74,6 +74,9 @@ class Model {
   // Of the GPU that the run last was on, kept for its checkpoints.
   ConvBook& convolution_book() { return convolution_book_; }
   const ConvBook& convolution_book() const { return convolution_book_; }
+  // The variants that the quantizer runs, kept for the run's checkpoints.
+  void use_kernels(const KernelChoice& choice, const std::string& device_name);
+  const RunKernels& kernels() const { return kernels_; }
 
  private:
   void build_encoder();
@@ -92,6 +95,7 @@ class Model {
   Sequential encoder_, decoder_;
   std::unique_ptr<Quantizer> quantizer_;
   ConvBook convolution_book_;
+  RunKernels kernels_;
   Arena arena_{Device::cpu};
   Event images_read_;
   View<uint8_t> images_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "config.hpp"
+#include "kernel_choice.hpp"
 #include "kernels/codebook/health.hpp"
 #include "kernels/core/step_state.hpp"
 #include "layer.hpp"
@@ -39,6 +40,8 @@ class Quantizer {
   virtual void allocate(const Runtime&) {}
   // As Layer::plan. Returns quantized.
   virtual Tensor plan(Arena& arena, const Tensor& latents, Mode mode) = 0;
+  // The variants to run, before the first pass; where one does not support a shape, the first that does.
+  virtual void use_kernels(const KernelChoice&) {}
   // quantized.value and codes from latents.value.
   virtual void forward(Stream stream) = 0;
   // Training only, after forward: what the codebook learns from (cluster counts and sums).

@@ -3,7 +3,7 @@
 namespace vqlab {
 
 TrainedModel::TrainedModel(const std::string& run, const std::string& which, const std::string& device,
-                           int64_t threads)
+                           int64_t threads, Trust* trust, const WarningSink& warn)
     : config_(load_run_config(run)),
       runtime_(device.empty() ? config_.device : device, int(threads < 0 ? config_.threads : threads)),
       checkpoint_(run, which),
@@ -12,6 +12,12 @@ TrainedModel::TrainedModel(const std::string& run, const std::string& which, con
   model_.allocate(runtime_);
   model_.set_variance(checkpoint_.facts().variance);
   checkpoint_.restore(model_, runtime_);
+  if (model_.quantizer().codebook_size() == 0) return;
+  if (runtime_.device() == Device::cpu) trust = nullptr;
+  const VariantShape shape{kInferenceBatch * model_.code_height() * model_.code_width(),
+                           config_.quantizer.codebook_size, config_.quantizer.dim};
+  model_.use_kernels(choose_kernels(config_.kernels, runtime_.device(), shape, trust, warn),
+                     runtime_.device_name());
 }
 
 void TrainedModel::require_codes(const std::string& command) const {

@@ -17,7 +17,11 @@ inline constexpr int64_t kInferenceBatch = 64;
 class TrainedModel {
  public:
   // `which` as in Checkpoint; device and threads override the config's unless empty or negative.
-  TrainedModel(const std::string& run, const std::string& which, const std::string& device, int64_t threads);
+  // On a GPU `trust` chooses the variant of the lookup, as for training; null: nobody tests. What it finds to
+  // say goes to `warn`.
+  TrainedModel(
+      const std::string& run, const std::string& which, const std::string& device, int64_t threads,
+      Trust* trust = nullptr, const WarningSink& warn = [](const std::string&) {});
 
   const Config& config() const { return config_; }
   const Runtime& runtime() const { return runtime_; }

@@ -12,6 +12,7 @@
 #include "environment.hpp"
 #include "io/file.hpp"
 #include "pictures.hpp"
+#include "trust.hpp"
 
 namespace vqlab {
 namespace {
@@ -61,6 +62,7 @@ class Training {
   void open_new();
   void open_existing();
   void choose_plans();
+  void choose_run_kernels(const RunKernels& used);
   bool finished();
   void show(const StepReport& report, bool logged);
   void log(const StepReport& report);
@@ -119,6 +121,7 @@ void Training::open_new() {
     write_file_durably(run / "env.json", environment(runtime_).dump(2) + "\n");
     metrics_ = std::make_unique<AppendFile>(run / "metrics.jsonl");
     choose_plans();
+    choose_run_kernels({});
     save();
     write_file_durably(run / "config.toml.tmp", to_toml(config_));
     rename_durably(run / "config.toml.tmp", run / "config.toml");  // last: what has it can be resumed
@@ -141,6 +144,7 @@ void Training::open_existing() {
   checkpoint.restore(trainer_->model(), runtime_);
   trainer_->model().convolution_book() = checkpoint.convolution_book();
   choose_plans();
+  choose_run_kernels(checkpoint.kernels());
   progress_ = checkpoint.progress();
   trainer_->resume_at(progress_.step, progress_.skipped, progress_.skipped_in_a_row);
   std::filesystem::create_directories(options_.run + "/samples");
@@ -166,6 +170,25 @@ void Training::choose_plans() {
                                runtime_.device_name()));
   book =
       choose_convolutions(model, runtime_, parse_choosing(config_.train.convolutions), event_timer(runtime_));
+}
+
+// Those that the run has used on this device, so that it goes on to the same bits, else the best of each
+// table.
+void Training::choose_run_kernels(const RunKernels& used) {
+  Model& model = trainer_->model();
+  if (model.quantizer().codebook_size() == 0) return;
+  const std::string& device = runtime_.device_name();
+  Trust* trust = runtime_.device() == Device::cuda ? options_.trust : nullptr;
+  const VariantShape shape{config_.train.batch_size * model.code_height() * model.code_width(),
+                           config_.quantizer.codebook_size, config_.quantizer.dim};
+  const bool keep = used.device == device && !options_.new_kernels;
+  model.use_kernels(keep ? find_kernels(used, runtime_.device(), trust)
+                         : choose_kernels(config_.kernels, runtime_.device(), shape, trust,
+                                          [&](const std::string& line) { observer_.warning(line); }),
+                    device);
+  if (trust != nullptr && !trust->note().empty()) observer_.note(trust->note());
+  observer_.note(fmt::format("kernels: lookup {}, cluster_sums {}", model.kernels().lookup,
+                             model.kernels().cluster_sums));
 }
 
 TrainResult Training::run() {

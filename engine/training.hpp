@@ -27,6 +27,8 @@ struct TrainOptions {
   RunAccess access = RunAccess::create;
   std::optional<int64_t> max_steps;  // counted from step 0
   std::string command;               // for command.txt
+  Trust* trust = nullptr;            // who tests the kernels of a GPU; null: nobody
+  bool new_kernels = false;          // a resumed run may use other kernels than before
 };
 
 // What the user is told while it runs.

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "runtime.hpp"
+#include "guarded_block.hpp"
 
 namespace vqlab {
 
@@ -41,6 +41,8 @@ class VariantCase {
   // by more than rounding may. Waits.
   virtual int64_t wrong() const = 0;
   virtual int64_t rows_checked() const = 0;
+  // The name of an array that a run wrote outside of, or "". Waits.
+  virtual std::string overrun() const = 0;
   // Of the latents, those of the most frequent code: near 1, a constant function would nearly pass.
   virtual double largest_share() const = 0;
   // What the last run wrote. Waits.

@@ -102,6 +102,15 @@ Tensor VectorQuantizer::plan(Arena& arena, const Tensor& latents, Mode mode) {
   return quantized_;
 }
 
+const LookupVariant* VectorQuantizer::lookup_for(int64_t N) const {
+  return kernels_.lookup != nullptr && kernels_.lookup->supports(N, K_, D_) ? kernels_.lookup : nullptr;
+}
+
+const ClusterSumsVariant* VectorQuantizer::cluster_sums_for(int64_t N) const {
+  const ClusterSumsVariant* chosen = kernels_.cluster_sums;
+  return chosen != nullptr && chosen->supports(N, K_, D_) ? chosen : nullptr;
+}
+
 float VectorQuantizer::gradient_scale(double weight) const {
   return float(2.0 * quantizer_weight_ * weight / double(latents_.value.size()));
 }
@@ -117,7 +126,8 @@ void VectorQuantizer::forward(Stream stream) {
                .first_bad_row = first_bad_row_,
                .latents = latents,
                .codebook = codebook_,
-               .scratch = scratch_},
+               .scratch = scratch_,
+               .variant = lookup_for(latents[0])},
       stream);
   run(StraightThroughOp{.quantized = quantized_.value.rows(),
                         .distance = distance_,
@@ -134,7 +144,8 @@ void VectorQuantizer::collect(Stream stream) {
                     .sums = sums_,
                     .latents = latents_.value.rows(),
                     .codes = View<int32_t>(codes_.data, {codes_.size()}),
-                    .scratch = scratch_},
+                    .scratch = scratch_,
+                    .variant = cluster_sums_for(codes_.size())},
       stream);
 }
 
@@ -201,7 +212,9 @@ void VectorQuantizer::collect_first_latents(const UpdateContext& context, Stream
                .key = {.seed = seed_, .use = RandomUse::kmeans},
                .rounds = kKMeansRounds,
                .count_scale = float(double(latents_per_step_) / double(reservoir_rows_)),
-               .scratch = scratch_},
+               .scratch = scratch_,
+               .lookup = lookup_for(reservoir_rows_),
+               .cluster_sums = cluster_sums_for(reservoir_rows_)},
       stream);
   run(CopyOp{.output = previous_, .input = codebook_}, stream);
   initialised_ = true;

@@ -10,6 +10,7 @@ class VectorQuantizer : public Quantizer {
   int64_t state_bytes() override;
   void allocate(const Runtime& runtime) override;
   Tensor plan(Arena& arena, const Tensor& latents, Mode mode) override;
+  void use_kernels(const KernelChoice& choice) override { kernels_ = choice; }
   void forward(Stream stream) override;
   void collect(Stream stream) override;
   void backward(Stream stream) override;
@@ -53,6 +54,8 @@ class VectorQuantizer : public Quantizer {
 
  private:
   void take_state(Slab& slab);
+  const LookupVariant* lookup_for(int64_t N) const;
+  const ClusterSumsVariant* cluster_sums_for(int64_t N) const;
   void collect_first_latents(const UpdateContext& context, Stream stream);
 
   const Mode mode_;
@@ -63,6 +66,7 @@ class VectorQuantizer : public Quantizer {
   const bool from_data_;     // the codebook starts from k-means
   const bool own_codebook_;  // and is not a parameter
   bool initialised_;
+  KernelChoice kernels_;
 
   Slab slab_{"codebook state"};
   View<int32_t> codes_, first_bad_row_, replaced_, age_, batches_collected_;

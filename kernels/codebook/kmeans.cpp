@@ -60,8 +60,8 @@ void run_cpu(const KMeansOp& op) {
                 size_t(D) * sizeof(float));
   const Stream cpu;
   for (int round = 0; round < op.rounds; ++round) {
-    run(LookupOp{codes, op.first_bad_row, op.latents, op.codebook, work}, cpu);
-    run(ClusterSumsOp{counts, sums, op.latents, codes, work}, cpu);
+    run(LookupOp{codes, op.first_bad_row, op.latents, op.codebook, work, op.lookup}, cpu);
+    run(ClusterSumsOp{counts, sums, op.latents, codes, work, op.cluster_sums}, cpu);
     for (int64_t k = 0; k < K; ++k)
       if (const int32_t count = counts.data[k]; count > 0)
         for (int64_t d = 0; d < D; ++d) op.codebook.data[k * D + d] = sums.data[k * D + d] / float(count);

@@ -58,8 +58,9 @@ void run_cuda(const KMeansOp& op, Stream stream) {
   launch("kmeans_pick_rows", pick_rows_kernel, shape, stream, op.codebook.data, op.latents.data, op.key, N, K,
          D);
   for (int round = 0; round < op.rounds; ++round) {
-    run(LookupOp{scratch.codes, op.first_bad_row, op.latents, op.codebook, scratch.work}, stream);
-    run(ClusterSumsOp{scratch.counts, scratch.sums, op.latents, scratch.codes, scratch.work}, stream);
+    run(LookupOp{scratch.codes, op.first_bad_row, op.latents, op.codebook, scratch.work, op.lookup}, stream);
+    run(ClusterSumsOp{scratch.counts, scratch.sums, op.latents, scratch.codes, scratch.work, op.cluster_sums},
+        stream);
     launch("kmeans_means", cluster_means_kernel, shape, stream, op.codebook.data, scratch.sums.data,
            scratch.counts.data, K, D);
   }

@@ -1,8 +1,9 @@
 // k-means initialisation of a codebook (Lloyd's algorithm) from the first latents of a training run.
 #pragma once
 
-#include "../core/op.hpp"
 #include "../core/random.hpp"
+#include "cluster_sums.hpp"
+#include "lookup.hpp"
 
 namespace vqlab {
 
@@ -19,6 +20,8 @@ struct KMeansOp {
   int rounds;                   // >= 1
   float count_scale;        // > 0: latents of a training step / N makes the averages start as those of a step
   View<std::byte> scratch;  // kmeans_scratch_bytes(device, N, K, D)
+  const LookupVariant* lookup = nullptr;  // null: the first that supports the shape
+  const ClusterSumsVariant* cluster_sums = nullptr;
 
   // Throws Error(failed) on shapes that disagree; run() also on too little scratch.
   void check() const;
