@@ -156,6 +156,9 @@ class InspectCommand : public Command {
       std::printf("%-44s %-4s %s\n", t.at("name").as_string().c_str(), t.at("type").as_string().c_str(),
                   shape.c_str());
     }
+    if (const Json& kernels = json.at("kernels"); !kernels.is_null())
+      std::printf("\nkernels: lookup %s, cluster_sums %s, on %s\n", kernels.at("lookup").as_string().c_str(),
+                  kernels.at("cluster_sums").as_string().c_str(), kernels.at("device").as_string().c_str());
     if (const std::string& plans = json.at("plans_summary").as_string(); !plans.empty())
       std::printf("\n%s\n", plans.c_str());
     if (const Json& c = json.at("codebook"); !c.is_null())
