@@ -26,6 +26,7 @@ class TrainCommand : public Command {
     o.option("max-steps", max_steps_, 0, int64_t(9e15),
              "stop after so many steps, counted from step 0; 0 = all epochs");
     o.flag("force", force_, "replace the run directory if it exists");
+    o.flag("graph", graph_, "on a GPU: launch the step as one CUDA graph (not yet run on a GPU)");
     o.flag("new-kernels", new_kernels_,
            "with --resume: choose kernel variants anew, also where that changes bits");
     o.flag("dry-run", dry_run_, "check everything, print the memory budget, train nothing");
@@ -86,6 +87,7 @@ class TrainCommand : public Command {
     if (new_kernels_ && resume_.empty())
       throw usage("--new-kernels is about a run that is resumed", "leave it out");
     options.new_kernels = new_kernels_;
+    options.graph = graph_;
     return options;
   }
 
@@ -130,7 +132,7 @@ class TrainCommand : public Command {
   std::string config_path_, run_, resume_;
   std::vector<std::string> overrides_;
   int64_t seed_ = -1, max_steps_ = 0;
-  bool force_ = false, new_kernels_ = false, dry_run_ = false, print_config_ = false;
+  bool force_ = false, new_kernels_ = false, graph_ = false, dry_run_ = false, print_config_ = false;
 };
 
 }  // namespace

@@ -220,6 +220,30 @@ double Event::milliseconds_since(const Event& start) const {
   return double(milliseconds);
 }
 
+Graph::Graph(Stream stream, const std::function<void()>& enqueue) {
+  struct Captured {
+    cudaGraph_t graph = nullptr;
+    ~Captured() {
+      if (graph != nullptr) (void)cudaGraphDestroy(graph);
+    }
+  } captured;
+  CUDA_CHECK(cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeThreadLocal));
+  try {
+    enqueue();
+  } catch (...) {
+    (void)cudaStreamEndCapture(stream.handle, &captured.graph);
+    throw;
+  }
+  CUDA_CHECK(cudaStreamEndCapture(stream.handle, &captured.graph));
+  CUDA_CHECK(cudaGraphInstantiate(&handle_, captured.graph, 0));
+}
+
+Graph::~Graph() {
+  if (handle_ != nullptr) (void)cudaGraphExecDestroy(handle_);
+}
+
+void Graph::launch(Stream stream) const { CUDA_CHECK(cudaGraphLaunch(handle_, stream.handle)); }
+
 namespace {
 nvtxDomainHandle_t profiler_domain() {
   static const nvtxDomainHandle_t domain = nvtxDomainCreateA("vqlab");
@@ -263,6 +287,9 @@ void Runtime::download(void* host, const void* device, int64_t bytes, Stream) co
 
 void Runtime::synchronize(Stream) const {}
 
+Graph::Graph(Stream, const std::function<void()>&) { throw_without_cuda(); }
+Graph::~Graph() = default;
+void Graph::launch(Stream) const {}
 Event::Event(const Runtime&, Timing) {}
 Event::~Event() = default;
 void Event::record(Stream) {}

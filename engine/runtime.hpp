@@ -1,6 +1,7 @@
 // The only place where the engine touches a device: which one, its memory, its streams, events, copies.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -9,7 +10,8 @@
 
 #include "kernels/core/op.hpp"
 
-struct CUevent_st;  // *cudaEvent_t
+struct CUevent_st;      // *cudaEvent_t
+struct CUgraphExec_st;  // *cudaGraphExec_t
 
 namespace vqlab {
 
@@ -83,6 +85,28 @@ class Event {
 
  private:
   CUevent_st* handle_ = nullptr;
+};
+
+// Work of a stream that is launched as one: a launch costs the host a few microseconds, whatever it holds.
+class Graph {
+ public:
+  Graph() = default;  // empty
+  // What `enqueue` gives the stream, which has a device; nothing of it runs. All that it reads and writes
+  // must stay where it is, numbers are those of now, and the host must neither wait nor allocate. Throws
+  // Error(failed).
+  Graph(Stream stream, const std::function<void()>& enqueue);
+  ~Graph();
+  Graph(Graph&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+
+  bool empty() const { return handle_ == nullptr; }
+  void launch(Stream stream) const;
+
+ private:
+  CUgraphExec_st* handle_ = nullptr;
 };
 
 // A named span of host time for profilers (NVTX, domain "vqlab"); nothing on the CPU backend's own.

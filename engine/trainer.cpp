@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <span>
 
 #include "kernels/nn/optimizer.hpp"
 
@@ -64,26 +65,51 @@ Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange&
   resume_at(0, 0, 0);
 }
 
+namespace {
+
+struct Room {
+  const char* name;
+  void (Trainer::*enter)();
+};
+
+}  // namespace
+
 void Trainer::step() {
-  static constexpr struct {
-    const char* name;
-    void (Trainer::*enter)();
-  } kRooms[] = {{"picture bytes", &Trainer::pick_pictures},
-                {"pinned batch", &Trainer::fill_pinned_batch},
-                {"device batch", &Trainer::upload_batch},
-                {"encoder", &Trainer::encode},
-                {"quantizer", &Trainer::quantize},
-                {"decoder", &Trainer::decode},
-                {"losses", &Trainer::measure_loss},
-                {"gradients", &Trainer::compute_gradients},
-                {"updates", &Trainer::update},
-                {"metrics", &Trainer::record}};
-  for (const auto& room : kRooms) {
-    const Range range(room.name);
-    (this->*room.enter)();
+  static constexpr Room kRooms[] = {{"picture bytes", &Trainer::pick_pictures},
+                                    {"pinned batch", &Trainer::fill_pinned_batch},
+                                    {"device batch", &Trainer::upload_batch},
+                                    {"encoder", &Trainer::encode},
+                                    {"quantizer", &Trainer::quantize},
+                                    {"decoder", &Trainer::decode},
+                                    {"losses", &Trainer::measure_loss},
+                                    {"gradients", &Trainer::compute_gradients},
+                                    {"updates", &Trainer::update},
+                                    {"metrics", &Trainer::record}};
+  constexpr size_t kFirstOfGraph = 3;
+  const auto enter = [this](std::span<const Room> rooms) {
+    for (const Room& room : rooms) {
+      const Range range(room.name);
+      (this->*room.enter)();
+    }
+  };
+  const std::span<const Room> rooms(kRooms), before = rooms.first(kFirstOfGraph),
+                                             in_graph = rooms.subspan(kFirstOfGraph);
+  enter(before);
+  if (graph_.empty() && graph_is_due()) graph_ = Graph(stream_, [&] { enter(in_graph); });
+  if (graph_.empty()) {
+    enter(in_graph);
+  } else {
+    const Range range("graph");
+    graph_.launch(stream_);
   }
+  ++step_;
   // On the CPU reading is free, and a run then ends at the very step.
   if (stream_.device == Device::cpu || step_ - steps_read_ == kMetricsRing) read_metrics();
+}
+
+bool Trainer::graph_is_due() {
+  if (!wants_graph_ || stream_.device == Device::cpu || !model_.quantizer().initialised()) return false;
+  return steps_before_graph_-- <= 0;
 }
 
 void Trainer::pick_pictures() { feeder_.pick(images_, uint64_t(config_.seed), epoch(), first_index()); }
@@ -156,7 +182,6 @@ void Trainer::record() {
                    .replaced = quantizer.replaced(),
                    .health = quantizer.health()},
       stream_);
-  ++step_;
 }
 
 void Trainer::upload_step_state() {

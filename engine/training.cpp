@@ -61,6 +61,7 @@ class Training {
  private:
   void open_new();
   void open_existing();
+  void use_graph();
   void choose_plans();
   void choose_run_kernels(const RunKernels& used);
   bool finished();
@@ -102,6 +103,7 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
                             data_.set.width, data_.set.channels));
   for (const std::string& line : plan_memory(config_, data_, runtime_)) observer.note(line);
   trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training());
+  if (options.graph) use_graph();
   end_step_ = std::min(trainer_->total_steps(), options.max_steps.value_or(trainer_->total_steps()));
   facts_ = {.shape = trainer_->model().shape(),
             .training_images = data_.training().count(),
@@ -110,6 +112,16 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
                 xxh3_hex({reinterpret_cast<const char*>(data_.set.pixels.data()), data_.set.pixels.size()})};
   directory_ = std::make_unique<RunDirectory>(options_.run, options_.access);
   options_.access == RunAccess::resume ? open_existing() : open_new();
+}
+
+void Training::use_graph() {
+  const char* sync = std::getenv("VQLAB_SYNC");
+  if (runtime_.device() == Device::cpu)
+    observer_.note("no graph: the CPU runs each op at once");
+  else if (sync != nullptr && std::string(sync) == "1")
+    observer_.note("no graph: --sync waits after each op");
+  else
+    trainer_->use_graph();
 }
 
 void Training::open_new() {

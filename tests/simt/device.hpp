@@ -73,7 +73,18 @@ struct Recording {
   CUstream_st* stream = nullptr;
   Clock clock;
   bool done = false;
+  bool captured = false;  // an edge of a graph and nothing else
   std::chrono::steady_clock::time_point time;
+};
+
+// What a captured graph repeats.
+struct GraphNode {
+  std::string name;
+  Place at;
+  std::vector<Access> accesses;
+  std::function<void()> function;
+  Work work;
+  std::vector<std::string> arguments;  // of a kernel, as text: what is fixed by the capture
 };
 
 struct QueueItem {
@@ -84,12 +95,28 @@ struct QueueItem {
   bool is_kernel = false;  // its accesses are its instructions, else those declared
 };
 
+// A capture that has begun, and the streams that work for it.
+struct Capture {
+  CUstream_st* origin = nullptr;
+  std::vector<CUstream_st*> forks;  // with work that the origin has not waited for yet
+  std::vector<GraphNode> nodes;
+};
+
 }  // namespace simt
+
+struct CUgraph_st {
+  std::vector<simt::GraphNode> nodes;
+};
+
+struct CUgraphExec_st {
+  std::vector<simt::GraphNode> nodes;
+};
 
 struct CUstream_st {
   size_t slot = 0;
   std::shared_ptr<std::string> name;
   simt::Clock clock;
+  bool capturing = false;
   std::deque<simt::QueueItem> queue;
 };
 
@@ -109,6 +136,7 @@ struct Device {
   Clock host;
   Random random;
   const Operation* running = nullptr;
+  std::unique_ptr<Capture> capture;
   std::string pending;  // an error found where nothing may be thrown
   bool failed = false;  // an error was thrown: nothing runs any more until reset()
 };
@@ -130,6 +158,15 @@ void check_bands();
 void install_fault_handler();
 std::string describe(const Operation& operation);
 std::string unordered(const std::string& part, const std::string& now, bool write, const Touch& then);
+
+// ---- capture.cpp ----
+// Throws Error if a capture is going on, which what the host does would break.
+void refuse_in_capture(const std::string& what);
+void forget_captures();
+void capture_node(CUstream_st& stream, GraphNode node);
+std::shared_ptr<Recording> capture_record(CUstream_st& stream);
+// Whether the wait belongs to a capture.
+bool capture_wait(CUstream_st& stream, Recording& recording);
 
 // ---- streams.cpp ----
 CUstream_st& checked(CUstream_st* stream);

@@ -52,6 +52,8 @@ std::string part_name(const void* address) {
 
 cudaError_t allocate(void** memory, size_t bytes, bool pinned) {
   return call([&] {
+    simt::refuse_in_capture("memory is allocated");
+    ++simt::host_calls().allocating;
     *memory = nullptr;
     simt::Allocation* a = bytes == 0 ? nullptr : simt::allocate_memory(bytes, pinned);
     if (a != nullptr) *memory = a->data;
@@ -59,12 +61,29 @@ cudaError_t allocate(void** memory, size_t bytes, bool pinned) {
   });
 }
 
+// Memory must not be freed while operations that the host has not waited for may use it. (cudaFree() waits
+// for the device, but nobody should build on that.)
+std::string use_of(void* memory) {
+  const simt::Allocation* a = simt::find_allocation(memory);
+  if (a == nullptr || !simt::options().check_order || device().failed) return "";
+  std::vector<const simt::Part*> parts = {&a->rest};
+  for (const auto& [begin, part] : a->parts) parts.push_back(&part);
+  for (const simt::Part* part : parts)
+    for (const simt::Touch& touch : part->touches)
+      if (touch.operation->sequence > device().host[touch.operation->slot])
+        return "simt: '" + part->name + "' is freed while " + simt::describe(*touch.operation) + " may use it";
+  return "";
+}
+
 cudaError_t free_block(void* memory) {
   return call(
       [&] {
         if (memory == nullptr) return cudaSuccess;
+        ++simt::host_calls().allocating;
+        const std::string in_use = use_of(memory);
         finish_queues();
         simt::free_memory(memory);
+        if (!in_use.empty()) throw Error(in_use);
         return cudaSuccess;
       },
       false);
@@ -158,6 +177,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 
 cudaError_t cudaDeviceSynchronize() {
   return call([] {
+    ++simt::host_calls().synchronising;
     for (CUstream_st* stream : device().streams) simt::wait_for_stream(*stream);
     return cudaSuccess;
   });
@@ -215,6 +235,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
                             cudaStream_t stream) {
   return call([&] {
     if (bytes == 0) return cudaSuccess;
+    if (simt::find_allocation(from) == nullptr || simt::find_allocation(to) == nullptr) {
+      simt::refuse_in_capture("a copy of pageable memory");
+      ++simt::host_calls().synchronising;
+    }
     const bool from_device = is_device_memory(from), to_device = is_device_memory(to);
     if ((kind == cudaMemcpyHostToDevice && (from_device || !to_device)) ||
         (kind == cudaMemcpyDeviceToHost && (!from_device || to_device)) ||
@@ -252,6 +276,7 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   return call([&] {
     if (flags != cudaStreamNonBlocking) throw Error("simt: a stream that waits for the default stream");
+    ++simt::host_calls().allocating;
     simt::Device& d = device();
     auto* made = new CUstream_st;
     made->slot = d.slots++;
@@ -286,6 +311,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return call([&] {
+    ++simt::host_calls().synchronising;
     simt::wait_for_stream(simt::checked(stream));
     return cudaSuccess;
   });
@@ -294,6 +320,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 // ---- events ----
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  ++simt::host_calls().allocating;
   *event = new CUevent_st{(flags & cudaEventDisableTiming) == 0, nullptr};
   return cudaSuccess;
 }
@@ -308,6 +335,10 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
   return call([&] {
     CUstream_st& stream = simt::checked(handle);
     stream.clock.join(device().host);
+    if (stream.capturing) {
+      event->last = simt::capture_record(stream);
+      return cudaSuccess;
+    }
     event->last = std::make_shared<simt::Recording>();
     event->last->stream = &stream;
     event->last->clock = stream.clock;
@@ -322,7 +353,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {
   return call([&] {
     CUstream_st& stream = simt::checked(handle);
-    if (event->last == nullptr) return cudaSuccess;
+    if (event->last == nullptr || simt::capture_wait(stream, *event->last)) return cudaSuccess;
     stream.clock.join(event->last->clock);
     simt::QueueItem item;
     item.wait = event->last;
@@ -334,6 +365,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return call([&] {
+    ++simt::host_calls().waits_on_events;
     if (event->last != nullptr) simt::wait_for_recording(*event->last);
     return cudaSuccess;
   });

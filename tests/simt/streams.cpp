@@ -155,6 +155,7 @@ void run_some() {
 }
 
 void wait_for_stream(CUstream_st& stream) {
+  refuse_in_capture("the host waits for a stream");
   while (!stream.queue.empty()) {
     run_some();
     if (!stream.queue.empty()) advance(stream);
@@ -165,6 +166,7 @@ void wait_for_stream(CUstream_st& stream) {
 }
 
 void wait_for_recording(Recording& recording) {
+  refuse_in_capture("the host waits for an event");
   while (!recording.done) {
     run_some();
     if (!recording.done) advance(*recording.stream);
@@ -180,7 +182,7 @@ void drain() {
 }
 
 void enqueue(CUstream_st* handle, std::string name, std::vector<Access> accesses,
-             std::function<void()> function, Place at, Work work) {
+             std::function<void()> function, Place at, Work work, std::vector<std::string> arguments) {
   Device& d = device();
   const std::lock_guard lock(d.mutex);
   install_fault_handler();
@@ -188,6 +190,9 @@ void enqueue(CUstream_st* handle, std::string name, std::vector<Access> accesses
   if (d.failed) throw Error("simt: " + name + ": an earlier operation has failed");
   try {
     CUstream_st& stream = checked(handle);
+    if (stream.capturing)
+      return capture_node(stream, {std::move(name), at, std::move(accesses), std::move(function), work,
+                                   std::move(arguments)});
     stream.clock.join(d.host);
     d.host.tick(0);
     QueueItem item;
@@ -215,13 +220,16 @@ void reset(const Options& wanted) {
   if (!d.pending.empty()) std::fprintf(stderr, "forgotten: %s\n", d.pending.c_str());
   d.pending.clear();
   d.failed = false;
+  d.capture.reset();
   d.random = Random(wanted.seed);
   race::forget_operations();
   for (CUstream_st* stream : d.streams) {
     for (const QueueItem& item : stream->queue)  // so that nobody waits for it
       if (item.record != nullptr) item.record->done = true;
     stream->queue.clear();
+    stream->capturing = false;
   }
+  forget_captures();
   for (auto& [data, allocation] : d.allocations) {
     allocation.holds.clear();
     allocation.rest.touches.clear();

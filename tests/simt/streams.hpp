@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -11,6 +13,7 @@
 
 #include "simt.hpp"
 
+struct CUgraph_st;
 struct CUstream_st;
 
 namespace simt {
@@ -29,7 +32,8 @@ inline Access writes(void* address, int64_t bytes = 0) { return {address, bytes,
 // for whatever operations that run now find.
 enum class Work { kernel, library };
 void enqueue(CUstream_st* stream, std::string name, std::vector<Access> accesses,
-             std::function<void()> function, Place at, Work work = Work::library);
+             std::function<void()> function, Place at, Work work = Work::library,
+             std::vector<std::string> arguments = {});
 // For stand-ins of libraries: function() computes on the host what the library would.
 inline void enqueue_library(CUstream_st* stream, const char* name, std::vector<Access> accesses,
                             std::function<void()> function, Place at = Place::current()) {
@@ -55,6 +59,15 @@ void add_accesses(std::vector<Access>& accesses, const T& argument) {
   }
 }
 
+// An argument that a captured graph would keep: numbers as text, else "".
+template <class T>
+std::string argument_text(const T& argument) {
+  if constexpr (std::is_arithmetic_v<T>)
+    return std::to_string(argument);
+  else
+    return "";
+}
+
 // What launch() of kernels/core/cuda.hpp does here. Arguments are converted to the kernel's parameter types.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), Launch shape, CUstream_st* stream, Arguments&&... arguments) {
@@ -63,11 +76,33 @@ void launch(void (*kernel)(Parameters...), Launch shape, CUstream_st* stream, Ar
   check_limits(shape);
   std::tuple<std::remove_const_t<Parameters>...> values(std::forward<Arguments>(arguments)...);
   std::vector<Access> accesses;
-  std::apply([&](const auto&... value) { (add_accesses(accesses, value), ...); }, values);
+  std::vector<std::string> texts;
+  std::apply(
+      [&](const auto&... value) {
+        ((add_accesses(accesses, value), texts.push_back(argument_text(value))), ...);
+      },
+      values);
   enqueue(
       stream, shape.name, std::move(accesses),
       [kernel, shape, values] { run_grid(shape, [&] { std::apply(kernel, values); }); }, shape.at,
-      Work::kernel);
+      Work::kernel, std::move(texts));
 }
+
+// ---- for tests ----
+
+// Where two captures of the same work differ in a number: what the graph of the first would keep although it
+// varies, as a report with the launch; "" if they do not.
+std::string difference_of_captures(CUgraph_st* first, CUgraph_st* second);
+// Copies of the graphs captured since reset(), in order.
+const std::vector<std::shared_ptr<CUgraph_st>>& captured_graphs();
+
+// Calls that a step must not make, since the program began.
+struct HostCalls {
+  uint64_t synchronising = 0;  // the host waits for a stream, or copies to or from pageable memory
+  uint64_t allocating = 0;     // memory, streams, events made or freed
+  uint64_t waits_on_events = 0;
+};
+HostCalls& host_calls();
+size_t queued_operations();  // that no stream has done yet
 
 }  // namespace simt

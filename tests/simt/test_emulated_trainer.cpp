@@ -1,6 +1,8 @@
 // The engine's whole CUDA path on the emulated device, bit for bit against the CPU backend: streams, events,
 // copies and every kernel; the convolutions are the CPU's there.
+#include "device.hpp"
 #include "device_testing.hpp"
+#include "engine/evaluate.hpp"
 #include "expect_error.hpp"
 #include "lab.hpp"
 
@@ -91,6 +93,96 @@ TEST_CASE("runtime: without cuDNN no device is used and cuda does not fall back"
   CHECK(fallback.note().ends_with("; no GPU used: libcudnn.so.9 cannot be loaded"));
   unsetenv("SIMT_CONV_PROBLEM");
   CHECK(Runtime("auto", 0).device() == Device::cuda);
+}
+
+// ---- the step as a graph, and what the host does in a step ----
+
+namespace {
+
+// Steps with an evaluation in between, which shares streams and model.
+Trace trace_with_evaluation(const Config& config, const ImageSet& set, int steps, bool graph) {
+  const Runtime& runtime = device_runtime();
+  Trainer trainer(config, runtime, {&set, 0, set.count});
+  if (graph) trainer.use_graph();
+  for (int i = 0; i < steps; ++i) {
+    trainer.step();
+    if (i == steps / 2) (void)evaluate(trainer.model(), runtime, {&set, 0, 8}, trainer.variance());
+  }
+  Trace result;
+  for (const StepMetrics& m : trainer.take_metrics()) result.losses.push_back(m.reconstruction);
+  result.codes = to_host(View<const int32_t>(trainer.model().quantizer().codes()), runtime);
+  result.codebook = to_host(trainer.model().quantizer().codebook(), runtime);
+  result.weights = to_host(View<const float>(trainer.model().parameters().weights()), runtime);
+  return result;
+}
+
+Config graph_config(const std::vector<std::string>& more = {}) {
+  std::vector<std::string> overrides = {"data.flip=true", "data.shift=1", "quantizer.restart_every=2",
+                                        "train.schedule=cosine", "train.warmup_steps=2"};
+  overrides.insert(overrides.end(), more.begin(), more.end());
+  return parse_config(tiny_config("d"), "tiny", overrides);
+}
+
+}  // namespace
+
+// With restarts, flips, k-means on the way and a learning rate that changes in each step.
+TEST_CASE("trainer: as a graph the step has the bits of the eager step", "[emulated][streams]") {
+  const ImageSet set = synthetic_images(24, 8, 8, 3, 1);
+  for (const char* kind : {"vq_ema", "vq_loss", "none"}) {
+    const Config config = graph_config({std::string("quantizer.kind=") + kind});
+    for_few_schedules([&] {
+      INFO(kind);
+      const Trace eager = trace_with_evaluation(config, set, 9, false);
+      CHECK(simt::captured_graphs().empty());
+      CHECK(trace_with_evaluation(config, set, 9, true) == eager);
+      CHECK(simt::captured_graphs().size() == 1);
+    });
+  }
+}
+
+// What a graph keeps of the step it was captured in is the same in every other.
+TEST_CASE("trainer: no number that varies by step is kept by the graph", "[emulated][streams]") {
+  const ImageSet set = synthetic_images(24, 8, 8, 1, 1);
+  for_few_schedules([&] {
+    for (const int eager_steps : {0, 5}) {
+      Trainer trainer(graph_config(), device_runtime(), {&set, 0, set.count});
+      for (int i = 0; i < eager_steps; ++i) trainer.step();
+      trainer.use_graph();
+      for (int i = 0; i < 8; ++i) trainer.step();
+      trainer.report();
+    }
+    REQUIRE(simt::captured_graphs().size() == 2);
+    CHECK(simt::captured_graphs()[0]->nodes.size() > 30);
+    CHECK(simt::difference_of_captures(simt::captured_graphs()[0].get(), simt::captured_graphs()[1].get()) ==
+          "");
+  });
+}
+
+// The host waits for events of uploads two steps ago, which keeps it from running away, and for nothing else.
+TEST_CASE("trainer: a step neither waits for the device nor allocates", "[emulated][streams]") {
+  const ImageSet set = synthetic_images(24, 8, 8, 1, 1);
+  for (const bool graph : {false, true}) {
+    simt::Options options;
+    options.order = simt::Order::lazy;
+    simt::reset(options);
+    Trainer trainer(graph_config(), device_runtime(), {&set, 0, set.count});
+    if (graph) trainer.use_graph();
+    for (int i = 0; i < 8; ++i) trainer.step();  // k-means, then the capture
+    const simt::HostCalls before = simt::host_calls();
+    for (int i = 0; i < 10; ++i) {
+      trainer.step();
+      CHECK(simt::queued_operations() > 10);  // of this step: nobody has waited for it
+    }
+    const simt::HostCalls after = simt::host_calls();
+    CHECK(after.synchronising == before.synchronising);
+    CHECK(after.allocating == before.allocating);
+    CHECK(after.waits_on_events - before.waits_on_events <= 2 * 10);
+    trainer.report();  // one that waits is seen
+    CHECK(simt::host_calls().synchronising == after.synchronising + 1);
+    const Block more = device_runtime().allocate(16, MemoryKind::device, "planted");
+    CHECK(simt::host_calls().allocating == after.allocating + 1);
+  }
+  simt::reset({});
 }
 
 }  // namespace vqlab::testing

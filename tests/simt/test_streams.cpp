@@ -1,60 +1,14 @@
-// The emulated device's own tests: queues, events, clocks, memory that is closed, errors. The two planted
-// bugs at the end are a trainer's loop: a ring of pinned buffers, a copy stream, a compute stream.
+// The emulated device's own tests: queues, events, clocks, memory that is closed, errors.
 #include <cstring>
 
-#include "simt_testing.hpp"
+#include "streams_testing.hpp"
 
 namespace simt::testing {
 namespace {
 
 using Catch::Matchers::Contains;
 
-__global__ void add_kernel(float* output, const float* input, int size, float value) {
-  for (int i = int(threadIdx.x); i < size; i += int(blockDim.x)) output[i] = input[i] + value;
-}
-
-void add(Stream stream, float* output, const float* input, int size, float value) {
-  launch("add", add_kernel, {1, 32}, stream, output, input, size, value);
-}
-
-void for_each_order(unsigned seeds, const std::function<void()>& body) {
-  for (const Order order : kOrders)
-    for (unsigned seed = 1; seed <= (order == Order::random ? seeds : 1); ++seed) {
-      reset({.seed = seed, .order = order});
-      INFO(name_of(order) << ", seed " << seed);
-      body();
-    }
-  reset({});
-}
-
-class TestEvent {
- public:
-  TestEvent() { CUDA_CHECK(cudaEventCreateWithFlags(&handle, cudaEventDisableTiming)); }
-  ~TestEvent() { (void)cudaEventDestroy(handle); }
-  TestEvent(const TestEvent&) = delete;
-  TestEvent& operator=(const TestEvent&) = delete;
-  void record(const TestStream& stream) { CUDA_CHECK(cudaEventRecord(handle, stream.handle)); }
-  void hold(const TestStream& stream) { CUDA_CHECK(cudaStreamWaitEvent(stream.handle, handle, 0)); }
-  void wait() { CUDA_CHECK(cudaEventSynchronize(handle)); }
-
-  cudaEvent_t handle = nullptr;
-};
-
-// Page-locked memory of the host.
-class Pinned {
- public:
-  Pinned(int size, const char* name) {
-    CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&data), size_t(size) * sizeof(float)));
-    vqlab::name_memory(data, int64_t(size) * int64_t(sizeof(float)), name);
-  }
-  ~Pinned() { (void)cudaFreeHost(data); }
-  Pinned(const Pinned&) = delete;
-  Pinned& operator=(const Pinned&) = delete;
-
-  float* data = nullptr;
-};
-
-TEST_CASE("emulator: queues run early, late, or in between", "[emulator]") {
+TEST_CASE("emulator: queues run early, late, or in between", "[streams]") {
   const TestStream stream;
   const Buffer<float> a({1.0f}, stream);
   const auto done_before_wait = [&](Options wanted) {
@@ -80,7 +34,7 @@ TEST_CASE("emulator: queues run early, late, or in between", "[emulator]") {
   reset({});
 }
 
-TEST_CASE("emulator: an event makes another stream and the host wait", "[emulator]") {
+TEST_CASE("emulator: an event makes another stream and the host wait", "[streams]") {
   for_each_order(10, [] {
     const TestStream one("one"), two("two");
     const Buffer<float> a({1.0f}, one, "a"), b(1, "b");
@@ -99,7 +53,7 @@ TEST_CASE("emulator: an event makes another stream and the host wait", "[emulato
   });
 }
 
-TEST_CASE("emulator: waiting concerns the recording before it, not the next one", "[emulator]") {
+TEST_CASE("emulator: waiting concerns the recording before it, not the next one", "[streams]") {
   for_each_order(10, [] {
     const TestStream one("one"), two("two"), three("three");
     const Buffer<float> a({1.0f}, one, "a"), b(1, "b");
@@ -114,7 +68,7 @@ TEST_CASE("emulator: waiting concerns the recording before it, not the next one"
   });
 }
 
-TEST_CASE("emulator: an event never recorded holds nobody, and times need two recorded ones", "[emulator]") {
+TEST_CASE("emulator: an event never recorded holds nobody; times need two", "[streams]") {
   const TestStream stream;
   TestEvent never;
   never.hold(stream);
@@ -135,7 +89,7 @@ TEST_CASE("emulator: an event never recorded holds nobody, and times need two re
   CUDA_CHECK(cudaEventDestroy(end));
 }
 
-TEST_CASE("emulator: accesses that nothing puts in order are reported with both places", "[emulator]") {
+TEST_CASE("emulator: accesses that nothing puts in order are reported with both places", "[streams]") {
   for_each_order(3, [] {
     const TestStream one("one"), two("two");
     const Buffer<float> a({1, 2}, one, "a"), b(2, "b"), c(2, "c");
@@ -147,8 +101,8 @@ TEST_CASE("emulator: accesses that nothing puts in order are reported with both 
     for (const auto& [output, input, text] :
          {std::tuple{c.data(), b.data(),
                      "simt: unordered read of 'b' by add on stream 'two' at "
-                     "test_streams.cpp:17, against the write by add on stream 'one' at "
-                     "test_streams.cpp:17: no event or wait orders them"},
+                     "streams_testing.hpp:15, against the write by add on stream 'one' at "
+                     "streams_testing.hpp:15: no event or wait orders them"},
           std::tuple{b.data(), c.data(), "unordered write of 'b' by add on stream 'two'"},
           std::tuple{a.data(), c.data(), "unordered write of 'a' by add on stream 'two'"}}) {
       reset(options());
@@ -168,7 +122,7 @@ TEST_CASE("emulator: accesses that nothing puts in order are reported with both 
   });
 }
 
-TEST_CASE("emulator: named parts of one allocation are checked one by one", "[emulator]") {
+TEST_CASE("emulator: named parts of one allocation are checked one by one", "[streams]") {
   for_each_order(3, [] {
     const TestStream one("one"), two("two");
     const Buffer<float> slab(96, "slab"), input({1, 2}, one, "input");
@@ -181,7 +135,7 @@ TEST_CASE("emulator: named parts of one allocation are checked one by one", "[em
     add(two, slab.data() + 32, input.data(), 2, 0.0f);
     CHECK_THAT(error_of([&] { clear(two, 8, 2); }),
                Contains("unordered write of 'first' by the memset of 'first' on stream 'two', against the "
-                        "write by add on stream 'one' at test_streams.cpp:17"));
+                        "write by add on stream 'one' at streams_testing.hpp:15"));
     clear(one, 30, 4);  // a part of each
     CHECK_THAT(error_of([&] { add(two, slab.data() + 40, input.data(), 2, 0.0f); }),
                Contains("unordered write of 'second'"));
@@ -196,7 +150,7 @@ TEST_CASE("emulator: named parts of one allocation are checked one by one", "[em
 }
 
 #if defined(__linux__)
-TEST_CASE("emulator: host code that touches the device's memory is reported", "[emulator]") {
+TEST_CASE("emulator: host code that touches the device's memory is reported", "[streams]") {
   for_each_order(2, [] {
     const TestStream stream;
     const Buffer<float> a({1.0f, 2.0f}, stream, "a"), b(2, "b");
@@ -216,7 +170,7 @@ TEST_CASE("emulator: host code that touches the device's memory is reported", "[
   });
 }
 
-TEST_CASE("emulator: host code that reads a download before its end is reported", "[emulator]") {
+TEST_CASE("emulator: host code that reads a download before its end is reported", "[streams]") {
   for_each_order(2, [] {
     const TestStream stream("copy");
     const Buffer<float> a({3.0f}, stream, "a");
@@ -250,7 +204,7 @@ void visit_pointers(const Named& named, const Visitor& visitor) {
 }
 __global__ void named_kernel(float* output, Named named) { output[0] = named.first[0]; }
 
-TEST_CASE("emulator: misuse of the runtime is reported", "[emulator]") {
+TEST_CASE("emulator: misuse of the runtime is reported", "[streams]") {
   for_each_order(2, [] {
     const TestStream stream, other("other");
     const Buffer<float> a({1.0f}, stream, "a"), b(1, "b");
@@ -280,7 +234,7 @@ TEST_CASE("emulator: misuse of the runtime is reported", "[emulator]") {
   });
 }
 
-TEST_CASE("emulator: memory ends, and after an error calls fail until reset", "[emulator]") {
+TEST_CASE("emulator: memory ends, and after an error calls fail until reset", "[streams]") {
   reset({.device_bytes = 1000});
   void* memory = nullptr;
   size_t free_bytes = 0, total_bytes = 0;
@@ -306,7 +260,7 @@ __global__ void broken_kernel(float* output) {
 
 // What VQLAB_SYNC=1 and --sync promise: the error leaves the launch that caused it, under the name of the
 // kernel, and the same for a library's call.
-TEST_CASE("emulator: VQLAB_SYNC decides where a failing kernel is reported", "[emulator]") {
+TEST_CASE("emulator: VQLAB_SYNC decides where a failing kernel is reported", "[streams]") {
   const char* value = std::getenv("VQLAB_SYNC");
   const bool sync = value != nullptr && std::string(value) == "1";
   reset({.order = Order::lazy});
@@ -334,74 +288,6 @@ TEST_CASE("emulator: VQLAB_SYNC decides where a failing kernel is reported", "[e
     CHECK_THAT(text, Contains("gemm: cudaErrorLaunchFailure") && Contains("test_streams.cpp:"));
   else
     CHECK(text == "");
-  reset({});
-}
-
-// ---- a trainer's loop ----
-
-enum class StreamBug { none, no_upload_event, pinned_refilled_early };
-
-// Ten steps: the host fills a pinned buffer of a ring of two, the copy stream uploads it into a ring of two
-// batches, the compute stream adds up what it finds. The sum of the 16 cells is returned.
-float run_loop(StreamBug bug) {
-  constexpr int kSize = 16, kRing = 2;
-  const TestStream compute("compute"), copy("copy");
-  const Buffer<float> sums(std::vector<float>(kSize, 0.0f), compute, "sums");
-  const Buffer<float> batches(64 * kRing, "batches");
-  const Pinned pinned(64 * kRing, "pinned");
-  TestEvent uploaded[kRing], consumed[kRing];
-  for (int i = 0; i < kRing; ++i) {
-    const std::string number = std::to_string(i);
-    vqlab::name_memory(batches.data() + 64 * i, 64, ("batch " + number).c_str());
-    vqlab::name_memory(pinned.data + 64 * i, 64, ("pinned " + number).c_str());
-  }
-  for (int step = 0; step < 10; ++step) {
-    const int slot = step % kRing;
-    float *host = pinned.data + 64 * slot, *batch = batches.data() + 64 * slot;
-    if (bug != StreamBug::pinned_refilled_early) uploaded[slot].wait();
-    for (int i = 0; i < kSize; ++i) host[i] = float(step * i);
-    consumed[slot].hold(copy);
-    CUDA_CHECK(cudaMemcpyAsync(batch, host, kSize * 4, cudaMemcpyHostToDevice, copy.handle));
-    uploaded[slot].record(copy);
-    if (bug != StreamBug::no_upload_event) uploaded[slot].hold(compute);
-    launch(
-        "accumulate", +[](float* output, const float* input) { output[threadIdx.x] += input[threadIdx.x]; },
-        {1, kSize}, compute, sums.data(), batch);
-    consumed[slot].record(compute);
-  }
-  float sum = 0;
-  for (const float value : sums.download(compute)) sum += value;
-  return sum;
-}
-
-constexpr float kExpected = 45 * 120;
-
-TEST_CASE("emulator: a loop of uploads and kernels is right in every order", "[emulator]") {
-  for_each_order(10, [] { CHECK(run_loop(StreamBug::none) == kExpected); });
-  for_each_policy(5, [] { CHECK(run_loop(StreamBug::none) == kExpected); });
-}
-
-TEST_CASE("planted: the kernel does not wait for the upload", "[planted]") {
-  for_each_order(3, [] {
-    CHECK_THAT(
-        error_of([] { run_loop(StreamBug::no_upload_event); }),
-        Contains("unordered read of 'batch 0' by accumulate on stream 'compute' at test_streams.cpp:") &&
-            Contains("against the write by the copy of 'pinned 0' to 'batch 0' on stream 'copy'"));
-  });
-  reset({.order = Order::lazy, .check_order = false});  // without clocks, at least the result is wrong
-  CHECK(!(run_loop(StreamBug::no_upload_event) == kExpected));
-  reset({});
-}
-
-TEST_CASE("planted: the pinned buffer is refilled before its upload is done", "[planted]") {
-  for_each_order(3, [] {
-    CHECK_THAT(
-        error_of([] { run_loop(StreamBug::pinned_refilled_early); }),
-        Contains("unordered write of 'pinned 0' by host code, against the read by the copy of 'pinned 0' "
-                 "to 'batch 0' on stream 'copy'"));
-  });
-  reset({.order = Order::lazy, .check_order = false});
-  CHECK(!(run_loop(StreamBug::pinned_refilled_early) == kExpected));
   reset({});
 }
 

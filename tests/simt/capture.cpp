@@ -1,0 +1,165 @@
+// Captured graphs: what a stream is given between begin and end becomes a list, which a launch puts into a
+// queue. A graph with forks is replayed in the order in which it was captured.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+
+#include "device.hpp"
+
+namespace simt {
+
+namespace {
+std::vector<std::shared_ptr<CUgraph_st>>& graphs() {
+  static std::vector<std::shared_ptr<CUgraph_st>> all;
+  return all;
+}
+}  // namespace
+
+const std::vector<std::shared_ptr<CUgraph_st>>& captured_graphs() { return graphs(); }
+
+void forget_captures() { graphs().clear(); }
+
+HostCalls& host_calls() {
+  static HostCalls calls;
+  return calls;
+}
+
+size_t queued_operations() {
+  size_t count = 0;
+  for (const CUstream_st* stream : device().streams)
+    count += size_t(std::count_if(stream->queue.begin(), stream->queue.end(),
+                                  [](const QueueItem& item) { return item.operation != nullptr; }));
+  return count;
+}
+
+void refuse_in_capture(const std::string& what) {
+  const Device& d = device();
+  if (d.capture == nullptr) return;
+  std::string text = "simt: " + what + " while stream '" + *d.capture->origin->name + "' is captured";
+  if (!d.capture->nodes.empty()) {
+    const GraphNode& last = d.capture->nodes.back();
+    text += ", after " + last.name + (last.at.line() != 0 ? " at " + file_and_line(last.at) : "");
+  }
+  throw Error(text);
+}
+
+void capture_node(CUstream_st& stream, GraphNode node) {
+  Capture& capture = *device().capture;
+  if (&stream != capture.origin &&
+      std::find(capture.forks.begin(), capture.forks.end(), &stream) == capture.forks.end())
+    capture.forks.push_back(&stream);
+  capture.nodes.push_back(std::move(node));
+}
+
+std::shared_ptr<Recording> capture_record(CUstream_st& stream) {
+  auto recording = std::make_shared<Recording>();
+  recording->stream = &stream;
+  recording->captured = true;
+  return recording;
+}
+
+bool capture_wait(CUstream_st& stream, Recording& recording) {
+  Device& d = device();
+  if (!recording.captured && !stream.capturing) return false;
+  if (d.capture == nullptr) throw Error("simt: a stream waits for an event that was recorded in a capture");
+  if (!recording.captured)
+    throw Error("simt: a captured stream waits for an event from outside of the capture");
+  stream.capturing = true;
+  if (&stream == d.capture->origin) std::erase(d.capture->forks, recording.stream);
+  return true;
+}
+
+std::string difference_of_captures(CUgraph_st* first, CUgraph_st* second) {
+  const auto &a = first->nodes, &b = second->nodes;
+  const auto place = [](const GraphNode& node) {
+    return "'" + node.name + "'" + (node.at.line() != 0 ? " at " + file_and_line(node.at) : "");
+  };
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    if (a[i].name != b[i].name)
+      return "operation " + std::to_string(i) + " is " + place(a[i]) + " and then " + place(b[i]);
+    for (size_t j = 0; j < a[i].arguments.size(); ++j)
+      if (a[i].arguments[j] != b[i].arguments[j])
+        return "a graph keeps argument " + std::to_string(j) + " of " + place(a[i]) + " at " +
+               a[i].arguments[j] + ", which later is " + b[i].arguments[j];
+  }
+  return a.size() == b.size() ? "" : "the numbers of operations differ";
+}
+
+}  // namespace simt
+
+namespace {
+
+// As in runtime_api.cpp: errors of the emulator are thrown, and end the capture.
+template <class Body>
+cudaError_t call(const Body& body) {
+  simt::Device& d = simt::device();
+  const std::lock_guard lock(d.mutex);
+  simt::raise_pending();
+  if (d.failed) return cudaErrorLaunchFailure;
+  try {
+    return body(d);
+  } catch (const simt::Error&) {
+    d.failed = true;
+    for (CUstream_st* stream : d.streams) stream->capturing = false;
+    d.capture.reset();
+    throw;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  return call([&](simt::Device& d) {
+    simt::checked(stream);
+    if (d.capture != nullptr) return cudaErrorStreamCaptureUnsupported;
+    d.capture = std::make_unique<simt::Capture>();
+    d.capture->origin = stream;
+    stream->capturing = true;
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = simt::checked(stream).capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  return call([&](simt::Device& d) {
+    if (d.capture == nullptr || d.capture->origin != stream) return cudaErrorIllegalState;
+    if (!d.capture->forks.empty())
+      throw simt::Error("simt: the capture of stream '" + *stream->name +
+                        "' ends before it waits for stream '" + *d.capture->forks[0]->name +
+                        "', whose last operation is " + d.capture->nodes.back().name);
+    *graph = new CUgraph_st{std::move(d.capture->nodes)};
+    simt::graphs().push_back(std::make_shared<CUgraph_st>(**graph));
+    for (CUstream_st* each : d.streams) each->capturing = false;
+    d.capture.reset();
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* runnable, cudaGraph_t graph, unsigned long long) {
+  *runnable = new CUgraphExec_st{graph->nodes};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  for (const simt::GraphNode& node : graph->nodes)
+    simt::enqueue(stream, node.name, node.accesses, node.function, node.at, node.work, node.arguments);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+}  // extern "C"
