@@ -175,6 +175,7 @@ ConvBook::Entry choose(const LayerConvolution& layer, const Runtime& runtime, Co
   std::vector<std::function<void()>> calls;
   for (const ConvChoice& choice : good) calls.emplace_back([&trial, &choice] { trial.run(choice); });
   const std::vector<double> times = timer(calls);
+  runtime.synchronize(runtime.compute());  // before the trial's memory goes
   const size_t best = size_t(std::min_element(times.begin(), times.end()) - times.begin());
   const size_t chosen = times[best] <= kWorthwhile * times[0] ? best : 0;
   entry.choice = good[chosen], entry.ms = times[chosen], entry.rule_ms = times[0];

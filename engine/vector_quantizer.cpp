@@ -242,7 +242,9 @@ std::vector<StateTensor> VectorQuantizer::training_state() {
 }
 
 void VectorQuantizer::restored(const Runtime& runtime) {
-  if (mode_ == Mode::training) run(CopyOp{.output = previous_, .input = codebook_}, runtime.compute());
+  if (mode_ != Mode::training) return;
+  run(CopyOp{.output = previous_, .input = codebook_}, runtime.compute());
+  runtime.synchronize(runtime.compute());
 }
 
 }  // namespace vqlab

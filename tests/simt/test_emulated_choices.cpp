@@ -165,6 +165,7 @@ TEST_CASE("choices: a fused choice needs something to fuse, aligned", "[emulated
   CHECK_THROWS_AS(run(op, device_stream()), Error);
   op.bias = {};
   CHECK_THROWS_AS(run(op, device_stream()), Error);
+  synchronize();
 }
 
 TEST_CASE("choices: malformed entries are refused", "[emulated][bad-input]") {
