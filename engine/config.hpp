@@ -56,8 +56,8 @@ struct TrainConfig {
   int64_t patience = 0;         // evaluations without improvement before stopping; 0 = off
 };
 
-// Variants of kernels by name (`vqlab compare --list`); auto: the first that supports the shape and, on a GPU, has
-// passed its self-test there (kernel_choice.hpp).
+// Variants of kernels by name (`vqlab compare --list`); auto: the first that supports the shape and, on a
+// GPU, has passed its self-test there (kernel_choice.hpp).
 struct KernelsConfig {
   std::string lookup = "auto";
   std::string cluster_sums = "auto";

@@ -71,7 +71,8 @@ std::string use_of(void* memory) {
   for (const simt::Part* part : parts)
     for (const simt::Touch& touch : part->touches)
       if (touch.operation->sequence > device().host[touch.operation->slot])
-        return "simt: '" + part->name + "' is freed while " + simt::describe(*touch.operation) + " may use it";
+        return "simt: '" + part->name + "' is freed while " + simt::describe(*touch.operation) +
+               " may use it";
   return "";
 }
 
