@@ -1,4 +1,6 @@
 // The schedules of the device tests on the emulated device.
+#include <cstdlib>
+
 #include "device_testing.hpp"
 #include "race.hpp"
 #if defined(SIMT_ASAN)
@@ -31,6 +33,12 @@ void run_under(const Schedule& schedule, const std::function<void()>& body) {
 // The race checker and AddressSanitizer see under one schedule what they see under any.
 void run_under_all(std::vector<Schedule> schedules, const std::function<void()>& body) {
   if (memory_is_checked()) schedules = {{Policy::random, Order::random, 1}};
+  if (std::getenv("VQLAB_ALL_SCHEDULES") != nullptr) {  // every policy with ten seeds: for a long run by hand
+    schedules.clear();
+    for (const Policy policy : {Policy::in_order, Policy::reverse, Policy::random, Policy::priority})
+      for (uint64_t seed = 1; seed <= 10; ++seed)
+        schedules.push_back({policy, seed % 2 == 0 ? Order::lazy : Order::random, seed});
+  }
   for (const Schedule& schedule : schedules) run_under(schedule, body);
 }
 
