@@ -28,6 +28,7 @@ void run_under(const Schedule& schedule, const std::function<void()>& body) {
   options.seed = schedule.seed;
   simt::reset(options);
   body();
+  synchronize();  // throws what a destructor has found
 }
 
 // The race checker and AddressSanitizer see under one schedule what they see under any.
