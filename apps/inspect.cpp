@@ -137,10 +137,8 @@ class InspectCommand : public Command {
     codebook["norm"] = s.mean_norm;
     codebook["drift"] = last_drift(run_);
     json["codebook"] = codebook;
-    const int64_t d = config.model.downsampling;
     const ImageShape& shape = checkpoint.facts().shape;
-    const int64_t latents =
-        config.train.batch_size * ((shape.height + d - 1) / d) * ((shape.width + d - 1) / d);
+    const int64_t latents = quantizer_shape(config, config.train.batch_size, shape.height, shape.width).N;
     for (const std::string& finding : findings(config, s, latents)) json["findings"].push_back(finding);
   }
 

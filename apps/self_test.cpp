@@ -20,7 +20,7 @@ class SelfTestCommand : public Command {
     const VariantInfo variant = find_variant(op, runtime.device(), variant_);
     const std::string wrong = self_test(op, runtime, variant.name);
     if (!common.json)
-      std::printf("%s %s on %s: %s\n", op_.c_str(), variant_.c_str(), runtime.device_name().c_str(),
+      std::printf("%s %s on %s\n%s\n", op_.c_str(), variant_.c_str(), runtime.device_name().c_str(),
                   wrong.empty() ? "passed" : wrong.c_str());
     Json json = Json::object();
     json["op"] = op_;

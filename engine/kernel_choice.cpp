@@ -85,6 +85,12 @@ KernelChoice find_kernels(const RunKernels& used, Device device, Trust* trust) {
       .cluster_sums = used_before("cluster_sums", cluster_sums_variants(device), used.cluster_sums, trust)};
 }
 
+VariantShape quantizer_shape(const Config& config, int64_t batch, int64_t height, int64_t width) {
+  const int64_t d = config.model.downsampling;
+  return {batch * ((height + d - 1) / d) * ((width + d - 1) / d), config.quantizer.codebook_size,
+          config.quantizer.dim};
+}
+
 KernelChoice choose_kernels(const KernelsConfig& wanted, Device device, const VariantShape& shape,
                             Trust* trust, const WarningSink& warn) {
   return {.lookup = choose("lookup", lookup_variants(device), wanted.lookup, shape, trust, warn),

@@ -31,6 +31,9 @@ struct RunKernels {
 };
 RunKernels names_of(const KernelChoice& choice, const std::string& device_name);
 
+// (N, K, D) of a batch of images.
+VariantShape quantizer_shape(const Config& config, int64_t batch, int64_t height, int64_t width);
+
 using WarningSink = std::function<void(const std::string& line)>;
 
 // What the run used on this device before, for bit-exact resumption. Throws Error(checkpoint) if a variant is

@@ -14,8 +14,8 @@ TrainedModel::TrainedModel(const std::string& run, const std::string& which, con
   checkpoint_.restore(model_, runtime_);
   if (model_.quantizer().codebook_size() == 0) return;
   if (runtime_.device() == Device::cpu) trust = nullptr;
-  const VariantShape shape{kInferenceBatch * model_.code_height() * model_.code_width(),
-                           config_.quantizer.codebook_size, config_.quantizer.dim};
+  const auto& [height, width, channels] = checkpoint_.facts().shape;
+  const VariantShape shape = quantizer_shape(config_, kInferenceBatch, height, width);
   model_.use_kernels(choose_kernels(config_.kernels, runtime_.device(), shape, trust, warn),
                      runtime_.device_name());
 }

@@ -63,7 +63,9 @@ class Training {
   void open_existing();
   void use_graph();
   void choose_plans();
-  void choose_run_kernels(const RunKernels& used);
+  void choose_kernels_anew();
+  void use_kernels(const RunKernels& used);
+  Trust* trust() const { return runtime_.device() == Device::cuda ? options_.trust : nullptr; }
   bool finished();
   void show(const StepReport& report, bool logged);
   void log(const StepReport& report);
@@ -80,6 +82,7 @@ class Training {
   const Clock::time_point start_ = Clock::now();
   const Runtime runtime_;
   const TrainingData data_;
+  KernelChoice kernels_;
   std::unique_ptr<Trainer> trainer_;
   int64_t end_step_ = 0;
   std::unique_ptr<RunDirectory> directory_;
@@ -102,6 +105,7 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
                             data_.training().count(), data_.validation().count(), data_.set.height,
                             data_.set.width, data_.set.channels));
   for (const std::string& line : plan_memory(config_, data_, runtime_)) observer.note(line);
+  choose_kernels_anew();
   trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training());
   if (options.graph) use_graph();
   end_step_ = std::min(trainer_->total_steps(), options.max_steps.value_or(trainer_->total_steps()));
@@ -133,7 +137,7 @@ void Training::open_new() {
     write_file_durably(run / "env.json", environment(runtime_).dump(2) + "\n");
     metrics_ = std::make_unique<AppendFile>(run / "metrics.jsonl");
     choose_plans();
-    choose_run_kernels({});
+    use_kernels({});
     save();
     write_file_durably(run / "config.toml.tmp", to_toml(config_));
     rename_durably(run / "config.toml.tmp", run / "config.toml");  // last: what has it can be resumed
@@ -156,7 +160,7 @@ void Training::open_existing() {
   checkpoint.restore(trainer_->model(), runtime_);
   trainer_->model().convolution_book() = checkpoint.convolution_book();
   choose_plans();
-  choose_run_kernels(checkpoint.kernels());
+  use_kernels(checkpoint.kernels());
   progress_ = checkpoint.progress();
   trainer_->resume_at(progress_.step, progress_.skipped, progress_.skipped_in_a_row);
   std::filesystem::create_directories(options_.run + "/samples");
@@ -184,21 +188,23 @@ void Training::choose_plans() {
       choose_convolutions(model, runtime_, parse_choosing(config_.train.convolutions), event_timer(runtime_));
 }
 
-// Those that the run has used on this device, so that it goes on to the same bits, else the best of each
-// table.
-void Training::choose_run_kernels(const RunKernels& used) {
+// The best of each table. Before the model takes its memory, since a self-test needs some.
+void Training::choose_kernels_anew() {
+  if (config_.quantizer.kind == "none") return;
+  kernels_ =
+      choose_kernels(config_.kernels, runtime_.device(),
+                     quantizer_shape(config_, config_.train.batch_size, data_.set.height, data_.set.width),
+                     trust(), [this](const std::string& line) { observer_.warning(line); });
+  if (trust() != nullptr && !trust()->note().empty()) observer_.note(trust()->note());
+}
+
+// Those that the run has used on this device, so that it goes on to the same bits, else the new ones.
+void Training::use_kernels(const RunKernels& used) {
   Model& model = trainer_->model();
   if (model.quantizer().codebook_size() == 0) return;
-  const std::string& device = runtime_.device_name();
-  Trust* trust = runtime_.device() == Device::cuda ? options_.trust : nullptr;
-  const VariantShape shape{config_.train.batch_size * model.code_height() * model.code_width(),
-                           config_.quantizer.codebook_size, config_.quantizer.dim};
-  const bool keep = used.device == device && !options_.new_kernels;
-  model.use_kernels(keep ? find_kernels(used, runtime_.device(), trust)
-                         : choose_kernels(config_.kernels, runtime_.device(), shape, trust,
-                                          [&](const std::string& line) { observer_.warning(line); }),
-                    device);
-  if (trust != nullptr && !trust->note().empty()) observer_.note(trust->note());
+  if (used.device == runtime_.device_name() && !options_.new_kernels)
+    kernels_ = find_kernels(used, runtime_.device(), trust());
+  model.use_kernels(kernels_, runtime_.device_name());
   observer_.note(fmt::format("kernels: lookup {}, cluster_sums {}", model.kernels().lookup,
                              model.kernels().cluster_sums));
 }

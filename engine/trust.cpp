@@ -15,6 +15,7 @@
 #include "io/file.hpp"
 #include "io/json.hpp"
 #include "kernels/core/check.hpp"
+#include "runtime.hpp"
 
 namespace vqlab {
 namespace {
@@ -71,14 +72,14 @@ int find_build_id(dl_phdr_info* image, size_t, void* result) {  // the first ima
 
 }  // namespace
 
-std::string run_child(const std::vector<std::string>& command, double seconds) {
+ChildEnd run_child(const std::vector<std::string>& command, double seconds) {
   std::vector<char*> arguments;
   for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
   int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) return "no pipe for its self-test";
+  if (pipe2(ends, O_CLOEXEC) != 0) return {.words = "no pipe for its self-test"};
   const pid_t child = fork();
-  if (child < 0) return "no process for its self-test";
+  if (child < 0) return {.words = "no process for its self-test"};
   if (child == 0) {
     setpgid(0, 0);
     dup2(ends[1], STDOUT_FILENO);
@@ -94,12 +95,17 @@ std::string run_child(const std::vector<std::string>& command, double seconds) {
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
-  if (!ended) return fmt::format("no answer within {} s", seconds);
+  if (!ended) return {.words = fmt::format("no answer within {} s", seconds)};
   if (WIFSIGNALED(status))
-    return fmt::format("ended by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)));
-  if (WEXITSTATUS(status) == 0) return "";
+    return {.words = fmt::format("ended by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)))};
   const std::string words = last_line(output);
-  return words.empty() ? fmt::format("exit code {}", WEXITSTATUS(status)) : words;
+  return {WEXITSTATUS(status), words.empty() ? fmt::format("exit code {}", WEXITSTATUS(status)) : words};
+}
+
+Verdict verdict_of(const ChildEnd& end) {
+  if (end.exit_code == 0) return {.passed = true};
+  const bool about_the_variant = end.exit_code < 0 || end.exit_code == int(ErrorKind::verification);
+  return {.reason = end.words, .lasting = about_the_variant};
 }
 
 std::string build_id() {
@@ -118,15 +124,9 @@ const Verdict& Trust::verdict(std::string_view op, std::string_view variant) {
   const std::string name = fmt::format("{} {}", op, variant);
   const auto found = verdicts_.find(name);
   if (found != verdicts_.end()) return found->second;
-  const std::string wrong = test_(op, variant);
-  Verdict& verdict = verdicts_[name] = {wrong.empty(), wrong};
-  store();
+  const Verdict& verdict = verdicts_[name] = test_(op, variant);
+  if (verdict.lasting) store();
   return verdict;
-}
-
-std::optional<Verdict> Trust::known(std::string_view op, std::string_view variant) const {
-  const auto found = verdicts_.find(fmt::format("{} {}", op, variant));
-  return found == verdicts_.end() ? std::nullopt : std::optional(found->second);
 }
 
 void Trust::load() {
@@ -149,7 +149,8 @@ void Trust::store() {
     Json json = Json::object();
     json["key"] = key_;
     json["verdicts"] = Json::object();
-    for (const auto& [name, verdict] : verdicts_) json["verdicts"][name] = verdict.reason;
+    for (const auto& [name, verdict] : verdicts_)
+      if (verdict.lasting) json["verdicts"][name] = verdict.reason;
     std::filesystem::create_directories(std::filesystem::path(path_).parent_path());
     const std::string written = fmt::format("{}.{}", path_, getpid());
     write_file_durably(written, json.dump(2) + "\n");
@@ -163,8 +164,8 @@ std::unique_ptr<Trust> trust_of_this_program(const std::string& device_choice) {
   if (device_choice == "cpu" || !cuda_problem().empty()) return nullptr;
   const auto test = [](std::string_view op, std::string_view variant) {
     const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
-    return run_child({program, "self-test", std::string(op), std::string(variant), "--device", "cuda"},
-                     kSelfTestSeconds);
+    return verdict_of(run_child(
+        {program, "self-test", std::string(op), std::string(variant), "--device", "cuda"}, kSelfTestSeconds));
   };
   return std::make_unique<Trust>(fmt::format("{}, build {}", cuda_devices().at(0), build_id()),
                                  cache_folder(), test);

@@ -6,40 +6,41 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
-
-#include "runtime.hpp"
 
 namespace vqlab {
 
 // What a self-test found.
 struct Verdict {
   bool passed = false;
-  std::string reason;  // why not
+  std::string reason{};  // why not
+  bool lasting =
+      true;  // false: it could not be run (memory, a busy GPU), which says nothing about the variant
 };
 
-// Runs a program to its end and takes what it prints. "" if it exits with 0, else one line: its last words,
-// the signal that ended it, or that it gave no answer in time; then it has been killed.
-std::string run_child(const std::vector<std::string>& command, double seconds);
+// How a program ended that was run to its end, or killed where it gave no answer in time.
+struct ChildEnd {
+  int exit_code = -1;   // -1: by a signal, or killed
+  std::string words{};  // the last line that it printed, or which signal, or that there was no answer
+};
+ChildEnd run_child(const std::vector<std::string>& command, double seconds);
+// What the end of `vqlab self-test` says of its variant.
+Verdict verdict_of(const ChildEnd& end);
 
 // 16 digits that differ between two builds of this program.
 std::string build_id();
 
 class Trust {
  public:
-  // "" if the variant passes.
-  using SelfTest = std::function<std::string(std::string_view op, std::string_view variant)>;
+  using SelfTest = std::function<Verdict(std::string_view op, std::string_view variant)>;
 
   // `key` says where verdicts hold; they are kept in a file of the folder, "" for none. A file that cannot be
   // read is as none, and a folder that cannot be written only means that tests are repeated: note() says so.
   Trust(std::string key, std::string folder, SelfTest test);
 
-  // Tests if that has not been done.
+  // Tests if that has not been done. What is not lasting is kept for this process only.
   const Verdict& verdict(std::string_view op, std::string_view variant);
-  // What is known without a test.
-  std::optional<Verdict> known(std::string_view op, std::string_view variant) const;
   const std::string& note() const { return note_; }
 
  private:

@@ -8,6 +8,7 @@
 #include "engine/io/json.hpp"
 #include "engine/lookup_case.hpp"
 #include "engine/measure.hpp"
+#include "planted_variant.hpp"
 #include "testing.hpp"
 
 namespace vqlab {
@@ -19,17 +20,10 @@ using testing::run_vqlab;
 // A variant with a planted defect: the default's answer, then `spoil`.
 template <class Op, const Variant<Op>& (*right)(), void (*spoil)(const Op&)>
 Variant<Op> spoiled() {
-  return {.name = "planted",
-          .device = Device::cpu,
-          .idea = "",
-          .exact = true,
-          .supports = [](int64_t, int64_t, int64_t) { return true; },
-          .scratch_bytes = [](int64_t, int64_t, int64_t) { return int64_t(0); },
-          .run =
-              [](const Op& op, Stream stream) {
-                right().run(op, stream);
-                spoil(op);
-              }};
+  return testing::planted_variant<Op>([](const Op& op, Stream stream) {
+    right().run(op, stream);
+    spoil(op);
+  });
 }
 const LookupVariant& right_lookup() { return find_lookup_variant(Device::cpu, "oracle"); }
 const ClusterSumsVariant& right_sums() { return *cluster_sums_variants(Device::cpu).front(); }
