@@ -20,7 +20,7 @@ class GuardedBlock {
   static constexpr int64_t kBand = 256;
 
   const Runtime& runtime_;
-  int64_t bytes_;  // rounded up to the alignment
+  int64_t bytes_;  // between the bands
   std::string name_;
   Block block_;
 };

@@ -9,6 +9,7 @@
 
 #include "../core/elementwise.cuh"
 #include "../core/grid.hpp"
+#include "conv_bias.cuh"
 
 namespace vqlab {
 namespace {
@@ -32,13 +33,6 @@ __global__ void to_bf16_kernel(uint16_t* output, const float* input, int64_t siz
     for (int j = 0; j < kCount; ++j) rounded.at[j] = to_bf16(__float_as_uint(x.at[j]));
     *reinterpret_cast<Halves<kCount>*>(output + i) = rounded;
   });
-}
-
-__device__ inline float biased(float x, const float* bias, unsigned channel, unsigned channels,
-                               Activation activation) {
-  if (channel >= channels) return 0.0f;
-  if (bias != nullptr) x += bias[channel];
-  return activation == Activation::relu && x <= 0.0f ? 0.0f : x;
 }
 
 // output, input (size / pitch, pitch); bias (channels) or null. kWidth divides pitch.

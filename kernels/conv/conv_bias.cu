@@ -4,7 +4,7 @@
 // and `width` <= 32 columns. Traffic per element: 4 bytes read and written; 4 bytes read.
 // Shared memory: none; 1 KiB. Needs: any sizes and alignment to 4 bytes. Measured on an H200, fmnist-s: 3.1
 // us; 2 x 4.2 us.
-#include "conv_bias.hpp"
+#include "conv_bias.cuh"
 
 #include "../core/elementwise.cuh"
 #include "../core/grid.hpp"
@@ -14,13 +14,6 @@ namespace vqlab {
 namespace {
 
 constexpr int64_t kBlock = 256;
-
-__device__ inline float biased(float x, const float* bias, unsigned channel, unsigned channels,
-                               Activation activation) {
-  if (channel >= channels) return 0.0f;
-  if (bias != nullptr) x += bias[channel];
-  return activation == Activation::relu && x <= 0.0f ? 0.0f : x;
-}
 
 // tensor (size / pitch, pitch), in place; bias (channels) or null. kWidth divides pitch.
 template <int kWidth>

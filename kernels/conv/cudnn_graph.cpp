@@ -79,6 +79,16 @@ CudnnDescriptor make_pointwise(cudnnPointwiseMode_t mode) {
   return pointwise;
 }
 
+CudnnDescriptor pointwise_operation(
+    cudnnPointwiseMode_t mode,
+    std::initializer_list<std::pair<cudnnBackendAttributeName_t, const CudnnDescriptor*>> tensors) {
+  CudnnDescriptor operation(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
+  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, make_pointwise(mode));
+  for (const auto& [name, tensor] : tensors) operation.set(name, *tensor);
+  operation.finalize();
+  return operation;
+}
+
 }  // namespace
 
 CudnnDescriptor::CudnnDescriptor(cudnnBackendDescriptorType_t type) {
@@ -186,33 +196,21 @@ CudnnDescriptor cudnn_operation(ConvOperation kind, const CudnnDescriptor& convo
 }
 
 CudnnDescriptor cudnn_add(const CudnnDescriptor& a, const CudnnDescriptor& b, const CudnnDescriptor& result) {
-  CudnnDescriptor operation(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, make_pointwise(CUDNN_POINTWISE_ADD));
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, a);
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, b);
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, result);
-  operation.finalize();
-  return operation;
+  return pointwise_operation(CUDNN_POINTWISE_ADD, {{CUDNN_ATTR_OPERATION_POINTWISE_XDESC, &a},
+                                                   {CUDNN_ATTR_OPERATION_POINTWISE_BDESC, &b},
+                                                   {CUDNN_ATTR_OPERATION_POINTWISE_YDESC, &result}});
 }
 
 CudnnDescriptor cudnn_relu(const CudnnDescriptor& input, const CudnnDescriptor& output) {
-  CudnnDescriptor operation(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, make_pointwise(CUDNN_POINTWISE_RELU_FWD));
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, input);
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, output);
-  operation.finalize();
-  return operation;
+  return pointwise_operation(CUDNN_POINTWISE_RELU_FWD, {{CUDNN_ATTR_OPERATION_POINTWISE_XDESC, &input},
+                                                        {CUDNN_ATTR_OPERATION_POINTWISE_YDESC, &output}});
 }
 
 CudnnDescriptor cudnn_relu_gradient(const CudnnDescriptor& output, const CudnnDescriptor& d_output,
                                     const CudnnDescriptor& d_input) {
-  CudnnDescriptor operation(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, make_pointwise(CUDNN_POINTWISE_RELU_BWD));
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, output);
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_DYDESC, d_output);
-  operation.set(CUDNN_ATTR_OPERATION_POINTWISE_DXDESC, d_input);
-  operation.finalize();
-  return operation;
+  return pointwise_operation(CUDNN_POINTWISE_RELU_BWD, {{CUDNN_ATTR_OPERATION_POINTWISE_XDESC, &output},
+                                                        {CUDNN_ATTR_OPERATION_POINTWISE_DYDESC, &d_output},
+                                                        {CUDNN_ATTR_OPERATION_POINTWISE_DXDESC, &d_input}});
 }
 
 CudnnDescriptor cudnn_channel_sums(const CudnnDescriptor& input, const CudnnDescriptor& sums) {

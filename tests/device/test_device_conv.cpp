@@ -2,7 +2,7 @@
 #include <cmath>
 #include <limits>
 
-#include "device_testing.hpp"
+#include "conv_shapes.hpp"
 #include "kernels/conv/conv_bias.hpp"
 #include "kernels/conv/conv_problem.hpp"
 #include "kernels/conv/pad_channels.hpp"
@@ -12,56 +12,12 @@ namespace {
 
 constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
 
-// Channels I and O of the weight; the tensors have `input` and `output` of them.
-struct Shape {
-  int64_t B, H, W, I, O, input, output;
-  ConvGeometry g;
-
-  bool normal() const { return g.kind == ConvKind::normal; }
-  int64_t OH() const { return g.output_side(H); }
-  int64_t OW() const { return g.output_side(W); }
-  std::string text() const {
-    return fmt::format("{} ({}, {}, {}, {} of {}) to {} of {} channels, kernel {}, stride {}, padding {}",
-                       normal() ? "normal" : "transposed", B, H, W, I, input, O, output, g.kernel, g.stride,
-                       g.padding);
-  }
-};
-
-constexpr ConvKind kNormal = ConvKind::normal, kTransposed = ConvKind::transposed;
 constexpr Shape kShapes[] = {
     {8, 28, 28, 1, 16, 8, 16, {kNormal, 4, 2, 1}},     {9, 14, 14, 16, 32, 16, 32, {kNormal, 4, 2, 1}},
     {9, 7, 7, 32, 32, 32, 32, {kNormal, 3, 1, 1}},     {9, 7, 7, 32, 16, 32, 16, {kNormal, 1, 1, 0}},
     {9, 7, 7, 32, 16, 32, 16, {kTransposed, 4, 2, 1}}, {8, 14, 14, 16, 1, 16, 8, {kTransposed, 4, 2, 1}},
     {3, 9, 8, 3, 5, 8, 8, {kNormal, 3, 2, 0}},         {3, 5, 7, 3, 3, 8, 8, {kTransposed, 3, 2, 0}},
     {2, 5, 7, 1, 1, 1, 1, {kNormal, 3, 2, 0}},         {3, 5, 7, 30, 3, 30, 3, {kTransposed, 4, 2, 1}}};
-
-using Floats = std::vector<float>;
-
-Floats padded(const Floats& values, int64_t channels, int64_t to) {
-  Floats result(values.size() / size_t(channels) * size_t(to), 0.0f);
-  for (size_t i = 0; i < values.size(); ++i)
-    result[i / size_t(channels) * size_t(to) + i % size_t(channels)] = values[i];
-  return result;
-}
-
-// The results of the three ops on one device.
-struct Results {
-  Floats output, d_input, d_weight, d_bias;
-};
-
-struct Operands {
-  Floats input, weight, bias, d_output;
-  explicit Operands(const Shape& s)
-      : input(normal_floats(s.B * s.H * s.W * s.I, 1)),
-        weight(normal_floats(s.I * s.g.kernel * s.g.kernel * s.O, 2)),
-        bias(normal_floats(s.O, 3)),
-        d_output(normal_floats(s.B * s.OH() * s.OW() * s.O, 4)) {}
-};
-
-template <class T>
-View<T> weight_view(const Shape& s, T* data) {
-  return {data, {s.normal() ? s.O : s.I, s.g.kernel, s.g.kernel, s.normal() ? s.I : s.O}};
-}
 
 Results run_on_cpu(const Shape& s, Operands& in, Activation activation) {
   Results out{Floats(in.d_output.size()), Floats(in.input.size()), Floats(in.weight.size()),

@@ -3,13 +3,11 @@
 #include <cmath>
 #include <limits>
 
-#include "device_testing.hpp"
+#include "conv_shapes.hpp"
 #include "kernels/conv/cast.hpp"
 
 namespace vqlab::testing {
 namespace {
-
-using Floats = std::vector<float>;
 
 constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
 
@@ -26,59 +24,19 @@ bool same_or_both_nan(float a, float b) {
   return std::memcmp(&a, &b, 4) == 0 || (std::isnan(a) && std::isnan(b));
 }
 
-// Channels I and O of the weight; images have `input` and `output` of them on the device.
-struct Shape {
-  int64_t B, H, W, I, O, input, output;
-  ConvGeometry g;
-
-  bool normal() const { return g.kind == ConvKind::normal; }
-  int64_t OH() const { return g.output_side(H); }
-  int64_t OW() const { return g.output_side(W); }
-  int64_t area() const { return g.kernel * g.kernel; }
-  std::string text() const {
-    return fmt::format("{} ({}, {}, {}, {}) to {} channels, kernel {}", normal() ? "normal" : "transposed", B,
-                       H, W, I, O, g.kernel);
-  }
-};
-
-constexpr ConvKind kNormal = ConvKind::normal, kTransposed = ConvKind::transposed;
 constexpr Shape kShapes[] = {
     {8, 28, 28, 1, 16, 8, 16, {kNormal, 4, 2, 1}},     {9, 7, 7, 32, 32, 32, 32, {kNormal, 3, 1, 1}},
     {9, 7, 7, 32, 16, 32, 16, {kNormal, 1, 1, 0}},     {9, 7, 7, 32, 16, 32, 16, {kTransposed, 4, 2, 1}},
     {8, 14, 14, 16, 1, 16, 8, {kTransposed, 4, 2, 1}}, {3, 5, 7, 3, 3, 3, 3, {kTransposed, 3, 2, 0}}};
-
-Floats padded(const Floats& values, int64_t channels, int64_t to) {
-  Floats result(values.size() / size_t(channels) * size_t(to), 0.0f);
-  for (size_t i = 0; i < values.size(); ++i)
-    result[i / size_t(channels) * size_t(to) + i % size_t(channels)] = values[i];
-  return result;
-}
-
-struct Results {
-  Floats output, d_input, d_weight, d_bias;
-};
-
-struct Operands {
-  Floats input, weight, bias, d_output;
-  explicit Operands(const Shape& s)
-      : input(normal_floats(s.B * s.H * s.W * s.I, 1)),
-        weight(normal_floats(s.I * s.area() * s.O, 2)),
-        bias(normal_floats(s.O, 3)),
-        d_output(normal_floats(s.B * s.OH() * s.OW() * s.O, 4)) {}
-};
 
 // The three ops on views of either device, whose images have input[3] and d_output[3] channels.
 void run_ops(const Shape& s, Precision precision, const View<float>& output, const View<float>& d_input,
              float* d_weight, float* d_bias, const View<const float>& input, const float* weight,
              const float* bias, const View<const float>& d_output, const View<std::byte>& scratch,
              WeightGradient method, Stream stream) {
-  const auto weights = [&](auto* data) {
-    return View<std::remove_pointer_t<decltype(data)>>(
-        data, {s.normal() ? s.O : s.I, s.g.kernel, s.g.kernel, s.normal() ? s.I : s.O});
-  };
   run(ConvForwardOp{.output = output,
                     .input = input,
-                    .weight = weights(weight),
+                    .weight = weight_view(s, weight),
                     .bias = {bias, {s.O}},
                     .geometry = s.g,
                     .activation = Activation::relu,
@@ -87,13 +45,13 @@ void run_ops(const Shape& s, Precision precision, const View<float>& output, con
       stream);
   run(ConvBackwardDataOp{.d_input = d_input,
                          .d_output = d_output,
-                         .weight = weights(weight),
+                         .weight = weight_view(s, weight),
                          .geometry = s.g,
                          .scratch = scratch,
                          .precision = precision,
                          .mask = input},
       stream);
-  run(ConvBackwardWeightOp{.d_weight = weights(d_weight),
+  run(ConvBackwardWeightOp{.d_weight = weight_view(s, d_weight),
                            .d_bias = {d_bias, {s.O}},
                            .d_output = d_output,
                            .input = input,

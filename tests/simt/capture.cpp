@@ -1,7 +1,5 @@
 // Captured graphs: what a stream is given between begin and end becomes a list, which a launch puts into a
 // queue. A graph with forks is replayed in the order in which it was captured.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 
 #include "device.hpp"
@@ -19,17 +17,9 @@ const std::vector<std::shared_ptr<CUgraph_st>>& captured_graphs() { return graph
 
 void forget_captures() { graphs().clear(); }
 
-HostCalls& host_calls() {
-  static HostCalls calls;
-  return calls;
-}
-
-size_t queued_operations() {
-  size_t count = 0;
-  for (const CUstream_st* stream : device().streams)
-    count += size_t(std::count_if(stream->queue.begin(), stream->queue.end(),
-                                  [](const QueueItem& item) { return item.operation != nullptr; }));
-  return count;
+void end_capture() {
+  for (CUstream_st* stream : device().streams) stream->capturing = false;
+  device().capture.reset();
 }
 
 void refuse_in_capture(const std::string& what) {
@@ -87,31 +77,11 @@ std::string difference_of_captures(CUgraph_st* first, CUgraph_st* second) {
 
 }  // namespace simt
 
-namespace {
-
-// As in runtime_api.cpp: errors of the emulator are thrown, and end the capture.
-template <class Body>
-cudaError_t call(const Body& body) {
-  simt::Device& d = simt::device();
-  const std::lock_guard lock(d.mutex);
-  simt::raise_pending();
-  if (d.failed) return cudaErrorLaunchFailure;
-  try {
-    return body(d);
-  } catch (const simt::Error&) {
-    d.failed = true;
-    for (CUstream_st* stream : d.streams) stream->capturing = false;
-    d.capture.reset();
-    throw;
-  }
-}
-
-}  // namespace
-
 extern "C" {
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  return call([&](simt::Device& d) {
+  return simt::call([&] {
+    simt::Device& d = simt::device();
     simt::checked(stream);
     if (d.capture != nullptr) return cudaErrorStreamCaptureUnsupported;
     d.capture = std::make_unique<simt::Capture>();
@@ -127,7 +97,8 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  return call([&](simt::Device& d) {
+  return simt::call([&] {
+    simt::Device& d = simt::device();
     if (d.capture == nullptr || d.capture->origin != stream) return cudaErrorIllegalState;
     if (!d.capture->forks.empty())
       throw simt::Error("simt: the capture of stream '" + *stream->name +
@@ -135,8 +106,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
                         "', whose last operation is " + d.capture->nodes.back().name);
     *graph = new CUgraph_st{std::move(d.capture->nodes)};
     simt::graphs().push_back(std::make_shared<CUgraph_st>(**graph));
-    for (CUstream_st* each : d.streams) each->capturing = false;
-    d.capture.reset();
+    simt::end_capture();
     return cudaSuccess;
   });
 }

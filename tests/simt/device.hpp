@@ -1,6 +1,8 @@
 // The state of the emulated device: memory, streams, clocks. Shared by the files that implement it.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <chrono>
 #include <deque>
 #include <map>
@@ -160,6 +162,7 @@ std::string describe(const Operation& operation);
 std::string unordered(const std::string& part, const std::string& now, bool write, const Touch& then);
 
 // ---- capture.cpp ----
+void end_capture();  // whatever has been captured is lost
 // Throws Error if a capture is going on, which what the host does would break.
 void refuse_in_capture(const std::string& what);
 void forget_captures();
@@ -169,6 +172,9 @@ std::shared_ptr<Recording> capture_record(CUstream_st& stream);
 bool capture_wait(CUstream_st& stream, Recording& recording);
 
 // ---- streams.cpp ----
+// Runs one call. What it finds is thrown, except while another exception is on its way or where the caller
+// may be a destructor: then the call fails, and the next one throws.
+cudaError_t call(const std::function<cudaError_t()>& body, bool may_throw = true);
 CUstream_st& checked(CUstream_st* stream);
 void push(CUstream_st& stream, QueueItem item);
 void advance(CUstream_st& stream);  // runs the least that lets the stream go on

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <unordered_map>
 
 #include "device.hpp"
@@ -15,7 +16,7 @@
 namespace simt::race {
 namespace {
 
-// Values of clocks by index: the threads of a block, then its engines. Missing entries are 0.
+// Values of clocks by the index of a thread in its block. Missing entries are 0.
 using Times = std::vector<uint32_t>;
 
 uint32_t at(const Times& times, size_t index) { return index < times.size() ? times[index] : 0; }
@@ -27,16 +28,15 @@ void join(Times& into, const Times& from) {
 
 struct BlockState;
 
-// A thread, or an engine that works for one.
+// What a thread knows.
 struct Actor {
   BlockState* block = nullptr;
   unsigned index = 0;
   uint32_t now = 2;
-  // What it knows of the others: `base` of every thread, or `threads` if that is not empty.
+  // Of the others: `base` of every thread, or `threads` if that is not empty.
   uint32_t base = 1;
-  Times threads, engines;
+  Times threads;
   Times fenced;                      // what its last fence has made ready for other blocks
-  uint32_t proxy_fenced = 0;         // stores before this time can be read by engines
   std::map<uint32_t, Times> blocks;  // what it has learnt of other blocks, by their serial numbers
 };
 
@@ -45,8 +45,6 @@ struct BlockState {
   uint3 index{};
   unsigned size = 0;
   std::vector<Actor> threads;
-  Times engines_done;
-  std::unordered_map<const void*, Times> released;
 };
 
 struct Published {
@@ -56,26 +54,21 @@ struct Published {
 
 std::unordered_map<const Block*, std::unique_ptr<BlockState>> blocks;
 std::vector<uint3> block_indices;  // of the launch, by serial - first_serial
-uint32_t serials = 0, first_serial = 1, engine_time = 1;
+uint32_t serials = 0, first_serial = 1;
 std::unordered_map<const void*, std::vector<Published>> published;  // by the address of an atomic
 std::vector<Times> reader_lists(1);
 std::vector<uint32_t> spare_lists;
-Actor* engine = nullptr;  // that acts now
 
-Actor* actor() {
-  if (engine != nullptr) return engine;
-  return current_thread != nullptr ? static_cast<Actor*>(current_thread->race) : nullptr;
-}
+Actor* actor() { return current_thread != nullptr ? static_cast<Actor*>(current_thread->race) : nullptr; }
 
 uint32_t known(const Actor& self, unsigned index) {
-  if (index >= self.block->size) return at(self.engines, index - self.block->size);
   return self.threads.empty() ? self.base : self.threads[index];
 }
 
 Times known_threads(const Actor& self) {
   Times times = self.threads;
   if (times.empty()) times.assign(self.block->size, self.base);
-  if (self.index < self.block->size) times[self.index] = self.now;
+  times[self.index] = self.now;
   return times;
 }
 
@@ -88,17 +81,10 @@ bool is_ordered(const Actor& self, uint32_t serial, unsigned index, uint32_t tim
 
 // ---- reports ----
 
-std::string describe_actor(const Actor& self, uint32_t serial, unsigned index) {
-  std::string text;
-  if (index >= self.block->size)
-    text = index == self.block->size
-               ? "the copy engine"
-               : "the tensor core of warpgroup " + std::to_string(index - self.block->size - 1);
-  else
-    text = "thread " + std::to_string(index);
+std::string describe_actor(uint32_t serial, unsigned index) {
   const uint3 b = block_indices[serial - first_serial];
-  return text + " of block (" + std::to_string(b.x) + "," + std::to_string(b.y) + "," + std::to_string(b.z) +
-         ")";
+  return "thread " + std::to_string(index) + " of block (" + std::to_string(b.x) + "," + std::to_string(b.y) +
+         "," + std::to_string(b.z) + ")";
 }
 
 // An instruction that touches memory.
@@ -119,12 +105,7 @@ std::string describe_access(const Actor& self, const Access& now) {
   }
   const char* verb = now.kind == Kind::read ? "read" : now.kind == Kind::write ? "write" : "atomic";
   return std::string(verb) + " of " + std::to_string(now.bytes) + " bytes of " + memory + " at " +
-         place_of(now.where) + " by " + describe_actor(self, self.block->serial, self.index);
-}
-
-[[gnu::cold]] void report(const std::string& kind, const std::string& text) {
-  if (engine == nullptr) fail_here(kind, text);
-  record_error(kind, text);  // the scheduler stops at the next switch
+         place_of(now.where) + " by " + describe_actor(self.block->serial, self.index);
 }
 
 struct Earlier {
@@ -134,9 +115,9 @@ struct Earlier {
   uint32_t where;
 };
 
-[[gnu::cold]] void report_race(const char* kind, const Actor& self, const Access& now, const Earlier& then) {
-  report(kind, describe_access(self, now) + ",\n  against the " + (then.write ? "write" : "read") + " at " +
-                   place_of(then.where) + " by " + describe_actor(self, then.serial, then.index));
+[[noreturn, gnu::cold]] void report_race(const Actor& self, const Access& now, const Earlier& then) {
+  fail_here("race", describe_access(self, now) + ",\n  against the " + (then.write ? "write" : "read") +
+                        " at " + place_of(then.where) + " by " + describe_actor(then.serial, then.index));
 }
 
 // ---- one granule ----
@@ -172,7 +153,7 @@ void add_reader(Cell& cell, const Actor& self, uint32_t where) {
     list = spare_lists.back();
     spare_lists.pop_back();
   }
-  reader_lists[list].assign(self.block->size + kMaxEngines, 0);
+  reader_lists[list].assign(self.block->size, 0);
   reader_lists[list][cell.reader_index] = cell.reader_time;
   reader_lists[list][self.index] = self.now;
   cell.reader_time = list;
@@ -194,36 +175,20 @@ bool find_unordered_reader(const Cell& cell, const Actor& self, Earlier& found) 
   return false;
 }
 
-// False if it was reported.
-bool check_granule(size_t granule, const Actor& self, const Access& now) {
+// Does not return if something is wrong.
+void check_granule(size_t granule, const Actor& self, const Access& now) {
   const Cell& cell = cell_of(granule);
   const uint8_t flags = flags_of(granule);
   const char* problem = (flags & kAddressable) == 0                          ? "out of bounds"
                         : now.kind != Kind::write && (flags & kDefined) == 0 ? "uninitialised read"
                                                                              : nullptr;
-  if (problem != nullptr) {
-    report(problem, describe_access(self, now));
-    return false;
-  }
+  if (problem != nullptr) fail_here(problem, describe_access(self, now));
   const Earlier writer{true, cell.writer_serial, cell.writer_index, cell.writer_where};
   const bool both_atomic = now.kind == Kind::atomic && (flags & kAtomic) != 0;
-  if (!both_atomic && !is_ordered(self, cell.writer_serial, cell.writer_index, cell.writer_time)) {
-    report_race("race", self, now, writer);
-    return false;
-  }
-  const bool by_engine = self.index >= self.block->size;
-  if (by_engine && now.kind == Kind::read && cell.writer_serial == self.block->serial &&
-      cell.writer_index < self.block->size &&
-      self.block->threads[cell.writer_index].proxy_fenced <= cell.writer_time) {
-    report_race("missing fence.proxy.async", self, now, writer);
-    return false;
-  }
+  if (!both_atomic && !is_ordered(self, cell.writer_serial, cell.writer_index, cell.writer_time))
+    report_race(self, now, writer);
   Earlier reader;
-  if (now.kind != Kind::read && find_unordered_reader(cell, self, reader)) {
-    report_race("race", self, now, reader);
-    return false;
-  }
-  return true;
+  if (now.kind != Kind::read && find_unordered_reader(cell, self, reader)) report_race(self, now, reader);
 }
 
 void note(size_t granule, const Actor& self, const Access& now) {
@@ -238,7 +203,6 @@ void note(size_t granule, const Actor& self, const Access& now) {
   cell.writer_where = now.where;
 }
 
-// What the compiler instruments and what touch() says, of threads and engines.
 void device_access(const Actor& self, const Access& now) {
   const size_t last = granule_of(static_cast<const char*>(now.address) + now.bytes - 1);
   for (size_t granule = granule_of(now.address); granule <= last; ++granule) {
@@ -247,7 +211,7 @@ void device_access(const Actor& self, const Access& now) {
     if (now.kind == Kind::read && cell.reader_serial == self.block->serial &&
         cell.reader_index == self.index && cell.reader_time == self.now)
       continue;
-    if (!check_granule(granule, self, now)) return;
+    check_granule(granule, self, now);
     note(granule, self, now);
   }
 }
@@ -275,8 +239,7 @@ void access(const void* address, size_t bytes, Kind kind, uint32_t where) {
   Actor* self = actor();
   if (self == nullptr) return order_host_access(address, bytes, kind, where);
   device_access(*self, {address, bytes, kind, where});
-  if (current_grid->error.empty() && (flags_of(granule_of(address)) & kShared) == 0)
-    order_device_access(address, bytes, kind, where);
+  if ((flags_of(granule_of(address)) & kShared) == 0) order_device_access(address, bytes, kind, where);
 }
 
 void touch(const void* address, size_t bytes, Kind kind, Place place) {
@@ -292,6 +255,8 @@ void start_launch() {
   first_serial = serials + 1;
   block_indices.clear();
   published.clear();
+  spare_lists.resize(reader_lists.size() - 1);  // those of earlier launches: all
+  std::iota(spare_lists.begin(), spare_lists.end(), 1u);
 }
 
 void start_block(Block& block) {
@@ -317,7 +282,7 @@ void end_block(Block& block) {
 
 void met(std::span<Thread* const> threads) {
   BlockState& block = *static_cast<Actor*>(threads[0]->race)->block;
-  Times joined, engines;
+  Times joined;
   std::map<uint32_t, Times> learnt;
   uint32_t latest = 0;
   const bool all = threads.size() == block.size;
@@ -325,12 +290,10 @@ void met(std::span<Thread* const> threads) {
     Actor& member = *static_cast<Actor*>(thread->race);
     if (!all) join(joined, known_threads(member));
     latest = std::max(latest, member.now);
-    join(engines, member.engines);
     for (const auto& [serial, times] : member.blocks) join(learnt[serial], times);
   }
   for (const Thread* thread : threads) {
     Actor& member = *static_cast<Actor*>(thread->race);
-    member.engines = engines;
     member.blocks = learnt;
     member.threads = joined;
     if (all) {
@@ -342,70 +305,10 @@ void met(std::span<Thread* const> threads) {
   }
 }
 
-void release(const void* object) {
-  Actor& self = *actor();
-  Times times = known_threads(self);
-  times.resize(self.block->size);
-  times.insert(times.end(), self.engines.begin(), self.engines.end());
-  if (self.index >= self.block->size) {
-    if (times.size() <= self.index) times.resize(self.index + 1);
-    times[self.index] = self.now;
-  } else {
-    ++self.now;
-  }
-  join(self.block->released[object], times);
-}
-
-void acquire(const void* object) {
-  Actor& self = *actor();
-  const auto found = self.block->released.find(object);
-  if (found == self.block->released.end()) return;
-  Times known = known_threads(self);
-  const Times& times = found->second;
-  for (unsigned i = 0; i < self.block->size; ++i)
-    if (i != self.index) known[i] = std::max(known[i], at(times, i));
-  self.threads = std::move(known);
-  if (times.size() > self.block->size)
-    join(self.engines, Times(times.begin() + self.block->size, times.end()));
-}
-
 void fence() {
   Actor& self = *actor();
   self.fenced = known_threads(self);
   ++self.now;
-}
-
-void proxy_fence() {
-  Actor& self = *actor();
-  self.proxy_fenced = ++self.now;
-}
-
-// ---- engines ----
-
-Snapshot snapshot() {
-  Actor& self = *actor();
-  auto copy = std::make_shared<Actor>(self);
-  copy->threads = known_threads(self);
-  if (self.index < self.block->size) ++self.now;
-  return copy;
-}
-
-void run_as_engine(const Snapshot& issuer, Block& block, unsigned number, const std::function<void()>& work) {
-  Actor acting = *static_cast<const Actor*>(issuer.get());
-  acting.index = block.size + number;
-  acting.now = ++engine_time;
-  Actor* const before = std::exchange(engine, &acting);
-  work();
-  engine = before;
-  Times& done = acting.block->engines_done;
-  if (done.size() <= number) done.resize(number + 1);
-  done[number] = acting.now;
-}
-
-void join_engine(unsigned number) {
-  Actor& self = *actor();
-  if (self.engines.size() <= number) self.engines.resize(number + 1);
-  self.engines[number] = std::max(self.engines[number], at(self.block->engines_done, number));
 }
 
 }  // namespace simt::race

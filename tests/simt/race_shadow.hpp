@@ -8,17 +8,14 @@
 
 namespace simt::race {
 
-// The copy engine and a tensor core for each of the 8 warpgroups of a block.
-inline constexpr unsigned kMaxEngines = 9;
-
 // Bytes that are checked as one. So two threads that write neighbouring single bytes are reported.
 inline constexpr size_t kGranule = 2;
 
 // What is known of a granule for ever, a byte each.
 enum Flag : uint8_t { kAddressable = 1, kDefined = 2, kAtomic = 4, kShared = 8 };
 
-// Who has used a granule last in this launch. Times are clocks of the thread or engine `index` of the block
-// with this serial number; those of earlier launches mean nobody.
+// Who has used a granule last in this launch. Times are clocks of the thread `index` of the block with
+// this serial number; those of earlier launches mean nobody.
 struct Cell {
   uint32_t writer_serial, writer_time, writer_where;
   uint32_t reader_serial, reader_time,

@@ -1,41 +1,17 @@
 // The functions of the CUDA runtime that the project calls, for the emulated device. The declarations are the
 // toolkit's own, so that signatures cannot drift.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <cstring>
-#include <exception>
 
 #include "device.hpp"
 
 namespace {
 
+using simt::call;
 using simt::device;
 using simt::Error;
 using simt::reads;
 using simt::writes;
-
-// Runs one call. What it finds is thrown, except while another exception is on its way or where the caller
-// may be a destructor: then the call fails, and the next one throws.
-cudaError_t call(const std::function<cudaError_t()>& body, bool may_throw = true) {
-  simt::Device& d = device();
-  const std::lock_guard lock(d.mutex);
-  may_throw = may_throw && std::uncaught_exceptions() == 0;
-  simt::install_fault_handler();
-  try {
-    if (may_throw) simt::raise_pending();
-    if (may_throw && d.failed) return cudaErrorLaunchFailure;
-    const cudaError_t status = body();
-    simt::close_memory();
-    return status;
-  } catch (const Error& error) {
-    d.failed = true;
-    simt::close_memory();
-    if (may_throw) throw;
-    if (d.pending.empty()) d.pending = error.what();
-    return cudaErrorLaunchFailure;
-  }
-}
 
 void finish_queues() {  // as the functions that free things do
   if (!device().failed)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 
 #include "device.hpp"
 #include "grid.hpp"
@@ -42,6 +43,42 @@ std::string unordered(const std::string& part, const std::string& now, bool writ
   return std::string("simt: unordered ") + (write ? "write" : "read") + " of '" + part + "' by " + now +
          ", against the " + (then.write ? "write" : "read") + " by " + describe(*then.operation) +
          ": no event or wait orders them";
+}
+
+// ---- calls ----
+
+cudaError_t call(const std::function<cudaError_t()>& body, bool may_throw) {
+  Device& d = device();
+  const std::lock_guard lock(d.mutex);
+  may_throw = may_throw && std::uncaught_exceptions() == 0;
+  install_fault_handler();
+  try {
+    if (may_throw) raise_pending();
+    if (may_throw && d.failed) return cudaErrorLaunchFailure;
+    const cudaError_t status = body();
+    close_memory();
+    return status;
+  } catch (const Error& error) {
+    d.failed = true;
+    end_capture();
+    close_memory();
+    if (may_throw) throw;
+    if (d.pending.empty()) d.pending = error.what();
+    return cudaErrorLaunchFailure;
+  }
+}
+
+HostCalls& host_calls() {
+  static HostCalls calls;
+  return calls;
+}
+
+size_t queued_operations() {
+  size_t count = 0;
+  for (const CUstream_st* stream : device().streams)
+    count += size_t(std::count_if(stream->queue.begin(), stream->queue.end(),
+                                  [](const QueueItem& item) { return item.operation != nullptr; }));
+  return count;
 }
 
 // ---- clocks ----
@@ -220,14 +257,13 @@ void reset(const Options& wanted) {
   if (!d.pending.empty()) std::fprintf(stderr, "forgotten: %s\n", d.pending.c_str());
   d.pending.clear();
   d.failed = false;
-  d.capture.reset();
+  end_capture();
   d.random = Random(wanted.seed);
   race::forget_operations();
   for (CUstream_st* stream : d.streams) {
     for (const QueueItem& item : stream->queue)  // so that nobody waits for it
       if (item.record != nullptr) item.record->done = true;
     stream->queue.clear();
-    stream->capturing = false;
   }
   forget_captures();
   for (auto& [data, allocation] : d.allocations) {
