@@ -80,7 +80,8 @@ CommandResult show_plans(const std::string& config_path, const std::vector<std::
     throw Error(ErrorKind::usage, "--card belongs to --plans", "vqlab doctor --plans CONFIG --card h100",
                 "--card");
   if constexpr (!kWithCuda) {
-    throw_without_cuda();
+    throw Error(ErrorKind::device, "this vqlab was built without CUDA, and so without cuDNN's interface",
+                "build it with nvcc and cuDNN's headers there: cmake --workflow --preset cuda", "--plans");
   } else {
     const Config config = load_config(config_path, overrides);
     if (!card.empty()) require_known_card(card);

@@ -9,10 +9,11 @@ namespace {
 template <class Op>
 const Variant<Op>& forced(const char* op, VariantTable<Op> table, const std::string& name,
                           const VariantShape& shape, Trust* trust, const WarningSink& warn) {
-  const Variant<Op>& variant = named_variant(op, table, name);
+  const std::string key = fmt::format("kernels.{}", op);
+  const Variant<Op>& variant = named_variant(op, table, name, key);
   if (!variant.supports(shape.N, shape.K, shape.D))
     throw Error(ErrorKind::usage, fmt::format("{} {} does not support {}", op, name, shape.text()),
-                "choose another, or \"auto\"", fmt::format("kernels.{}", op));
+                "choose another, or \"auto\"", key);
   if (trust != nullptr)
     if (const Verdict& verdict = trust->verdict(op, name); !verdict.passed)
       warn(fmt::format("{} {} is used as the configuration says, but its self-test fails here: {}", op, name,

@@ -178,13 +178,15 @@ namespace {
 
 // An Error of this kind that says `what` and whose hint says `hint`.
 template <class Action>
-void check_error(ErrorKind kind, const std::string& what, const std::string& hint, const Action& action) {
+void check_error(ErrorKind kind, const std::string& what, const std::string& hint, const Action& action,
+                 const std::string& where = "") {
   try {
     action();
   } catch (const Error& error) {
     CHECK(int(error.kind()) == int(kind));
     CHECK_THAT(error.what(), Contains(what));
     CHECK_THAT(error.hint(), Contains(hint));
+    if (!where.empty()) CHECK(error.where() == where);
     return;
   }
   FAIL("nothing was thrown that says " << what);
@@ -215,8 +217,9 @@ TEST_CASE("trust: the first variant of the table that passes is chosen", "[trust
   check_error(ErrorKind::device, "no lookup kernel can be trusted", "--device cpu", [&] {
     (void)choose({}, {"fused", "oracle"});
   });
-  check_error(ErrorKind::usage, "unknown lookup variant 'fuse'", "did you mean 'fused'?",
-              [&] { (void)choose({.lookup = "fuse"}, {}); });
+  check_error(
+      ErrorKind::usage, "unknown lookup variant 'fuse'", "did you mean 'fused'?",
+      [&] { (void)choose({.lookup = "fuse"}, {}); }, "kernels.lookup");
 }
 
 TEST_CASE("trust: a run goes on with the kernels it had, or says why not", "[trust][bad-input]") {

@@ -36,9 +36,10 @@ int64_t most_scratch_bytes(VariantTable<Op> table, int64_t N, int64_t K, int64_t
   return bytes;
 }
 
-// By name, or Error(usage) with the nearest valid name.
+// By name, or Error(usage) with the nearest valid name; `where` is what the user wrote it in.
 template <class Op>
-const Variant<Op>& named_variant(const char* op, VariantTable<Op> table, std::string_view name) {
+const Variant<Op>& named_variant(const char* op, VariantTable<Op> table, std::string_view name,
+                                 const std::string& where = "--variant") {
   std::vector<std::string_view> names;
   for (const Variant<Op>* variant : table) {
     if (variant->name == name) return *variant;
@@ -48,7 +49,7 @@ const Variant<Op>& named_variant(const char* op, VariantTable<Op> table, std::st
   throw Error(ErrorKind::usage, fmt::format("unknown {} variant '{}'", op, name),
               fmt::format("{}`vqlab compare --op {} --list` shows all",
                           near.empty() ? "" : fmt::format("did you mean '{}'? ", near), op),
-              "--variant");
+              where);
 }
 
 // Runs the op's own variant, or else the first that supports the shape. Throws Error(failed) on too little
