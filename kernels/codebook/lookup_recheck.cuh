@@ -67,14 +67,16 @@ struct TopTwo {
   }
 };
 
-// Upper bounds as functions of n, the fp32 sum of x^2: |x| <= X = sqrt(n * norm_scale + kTiny); no partial
-// sum of a score exceeds C * X + half_square; a code that scores below the best by more than
-// (a2 * X + a1) * X + a0 is not the nearest.
-struct ErrorBound {
-  float norm_scale, C, half_square, a2, a1, a0;
-};
 inline constexpr float kTiny = 0x1p-124f;
 
+// For a codebook whose largest norm is `largest`. Upper bounds as functions of n, the fp32 sum of x^2: |x| <=
+// X = sqrt(n * norm_scale + kTiny); no partial sum of a score exceeds C * X + half_square; a code that scores
+// below the best by more than (a2 * X + a1) * X + a0 is not the nearest.
+struct ErrorBound {
+  float largest, norm_scale, C, half_square, a2, a1, a0;
+
+  __device__ float norm(float square) const { return sqrtf(fmaf(square, norm_scale, kTiny)); }
+};
 // Let u = 2^-24, g = r u / (1 - r u) with r = D + 4, X >= |x|, C >= |c_k|. A score is the sum of the rounded
 // -|c|^2 / 2 and D products; in whatever order, fused or not, no term is rounded more than D + 3 times. So a
 // score is within e = g (X C + C^2 / 2) of its exact value (the spare u pays for rounding `floor`). score64
@@ -91,6 +93,7 @@ __device__ inline ErrorBound error_bound(float largest, int64_t D) {
   const float C = largest * up, q = float(D + 3) * 0x1p-53f;
   const float root = sqrtf(float(D)), flush = root * 0x1p-124f;
   ErrorBound bound;
+  bound.largest = largest;
   bound.norm_scale = (1.0f + 2.0f * g) * up;
   bound.C = C * up;
   bound.half_square = 0.5f * C * C * up;
@@ -100,18 +103,23 @@ __device__ inline ErrorBound error_bound(float largest, int64_t D) {
   return bound;
 }
 
-// The bound for the whole codebook, from all pack_norms; the same in every thread. Called by all threads of a
-// block of at most 1024, once.
-__device__ inline ErrorBound block_error_bound(const float* pack_norms, int64_t norm_blocks, int64_t D) {
+// The largest of norms (count), the same in every thread. Called by all threads of a block of at most 1024;
+// before it is called again they synchronise.
+__device__ inline float block_largest(const float* norms, int64_t count) {
   VQ_SHARED(float, warp_largest, [32]);
   float largest = 0.0f;
-  for (int64_t i = threadIdx.x; i < norm_blocks; i += blockDim.x) largest = fmaxf(largest, pack_norms[i]);
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) largest = fmaxf(largest, norms[i]);
   for (int lanes = 16; lanes > 0; lanes /= 2)
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
   if (threadIdx.x % 32 == 0) warp_largest[threadIdx.x / 32] = largest;
   __syncthreads();  // the maximum of every warp is stored before the threads read them
   for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) largest = fmaxf(largest, warp_largest[warp]);
-  return error_bound(largest, D);
+  return largest;
+}
+
+// The bound for the whole codebook; see block_largest.
+__device__ inline ErrorBound block_error_bound(const float* pack_norms, int64_t norm_blocks, int64_t D) {
+  return error_bound(block_largest(pack_norms, norm_blocks), D);
 }
 
 // Where a filter leaves its results: the op's outputs (codes (N), first_bad_row (1), whose -1 is the largest
@@ -124,13 +132,15 @@ struct RowSink {
 };
 
 // Writes the code of a row, or puts the row on the list. `square` is the fp32 sum of its x^2 in any order,
-// `latent` the row (D). Called by whole warps, of one-dimensional blocks; rows of inactive lanes are ignored.
+// `latent` the row (D). `filter_error`: how far the scores may be off beyond what fp32 rounding does to them.
+// Called by whole warps, of one-dimensional blocks; rows of inactive lanes are ignored.
 __device__ inline void settle_row(const RowSink& sink, bool active, int32_t row, const TopTwo& top,
-                                  float square, const float* latent, int64_t D, const ErrorBound& bound) {
-  const float X = sqrtf(fmaf(square, bound.norm_scale, kTiny));
+                                  float square, const float* latent, int64_t D, const ErrorBound& bound,
+                                  float filter_error = 0.0f) {
+  const float X = bound.norm(square);
   const float reach = fmaf(X, bound.C, bound.half_square);
   const bool bounded = reach < 0x1p126f;  // false where x is not finite
-  const float floor = top.best - fmaf(X, fmaf(X, bound.a2, bound.a1), bound.a0);
+  const float floor = top.best - (fmaf(X, fmaf(X, bound.a2, bound.a1), bound.a0) + 2.0f * filter_error);
   bool doubtful = active && !(bounded && top.second < floor);  // NaN is doubtful
   int32_t code = top.code;
   if (doubtful && !bounded && !is_finite_row(latent, D)) {

@@ -59,6 +59,21 @@ inline void cuda_check(cudaError_t status, const char* what,
               hint, "", at);
 }
 
+// Of the current GPU; 0 if there is none.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess)
+    return value;
+  (void)cudaGetLastError();
+  return 0;
+}
+// 90 for sm_90.
+inline int compute_capability() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
+         device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
 // Grid, block, dynamic shared memory in bytes and, unseen, the place of the launch. (A default argument
 // cannot follow the parameter pack of launch(), so the shape carries the place.)
 struct LaunchShape {

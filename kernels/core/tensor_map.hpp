@@ -17,6 +17,7 @@ struct alignas(64) TensorMap {
 // most 256, rows and columns below 2^32. Throws Error(failed) on anything else, Error(device) where the
 // driver has no tensor maps.
 TensorMap make_tensor_map(const void* data, int64_t rows, int64_t columns, int box_rows);
+void check_tensor_map(const void* data, int64_t rows, int64_t columns, int box_rows);  // what it accepts
 
 inline constexpr int kBoxColumns = 64;
 

@@ -11,6 +11,7 @@
 #include "kernels/core/prim.hpp"
 #include "lookup_problems.hpp"
 #include "on_both.hpp"
+#include "quantizer_shapes.hpp"
 
 namespace vqlab::testing {
 namespace {
@@ -50,10 +51,10 @@ Found run_variant(const LookupVariant& variant, const Problem& p, int64_t offset
   return {codes.download(), first_bad_row.download()};
 }
 
-// Every variant that supports the shape finds these codes.
-void require_found(const Problem& p, const Found& expected, int64_t offset) {
+// Every variant that supports the shape finds these codes; or the one named.
+void require_found(const Problem& p, const Found& expected, int64_t offset, std::string_view only = "") {
   for (const LookupVariant* variant : lookup_variants(Device::cuda)) {
-    if (!variant->supports(p.N, p.K, p.D)) continue;
+    if (!variant->supports(p.N, p.K, p.D) || (!only.empty() && only != variant->name)) continue;
     const Found found = run_variant(*variant, p, offset);
     const std::string what = std::string(variant->name) + ", N " + std::to_string(p.N) + ", K " +
                              std::to_string(p.K) + ", D " + std::to_string(p.D) + ", offset " +
@@ -63,9 +64,9 @@ void require_found(const Problem& p, const Found& expected, int64_t offset) {
   }
 }
 
-void require_exact(const Problem& p, int64_t offset = 1) {
+void require_exact(const Problem& p, int64_t offset = 1, std::string_view only = "") {
   const Found expected = expected_codes(p);
-  for_few_schedules([&] { require_found(p, expected, offset); });
+  for_few_schedules([&] { require_found(p, expected, offset, only); });
 }
 
 // Codes below K: evenly spread, or `share` of them in code K / 2.
@@ -81,14 +82,9 @@ std::vector<int32_t> random_codes(int64_t N, int64_t K, double share, uint64_t s
 }  // namespace
 
 TEST_CASE("device: every lookup variant equals score64 at every shape", "[kernels]") {
-  // Each pair of N and D within the size limit; K and the offset run through their lists.
-  const std::vector<int64_t> Ns = {1, 3, 31, 32, 33, 127, 128, 129, 1000}, Ds = {1, 3, 4, 8, 63, 64, 65, 256},
-                             Ks = {1, 2, 511, 512, 130};
-  for (size_t i = 0; i < Ns.size(); ++i)
-    for (size_t j = 0; j < Ds.size(); ++j) {
-      const int64_t K = Ks[(i + j) % Ks.size()], largest = std::max<int64_t>(1, 1'500'000 / (Ns[i] * Ds[j]));
-      require_exact(gaussian(Ns[i], std::min(K, largest), Ds[j], 100 * i + j), int64_t(i + j) % 2);
-    }
+  uint64_t seed = 0;
+  for (const QuantizerShape& s : kQuantizerShapes)
+    require_exact(gaussian(s.N, s.K, s.D, seed += 2), s.offset);
 }
 
 TEST_CASE("device: lookups under every schedule", "[kernels]") {
@@ -102,15 +98,15 @@ TEST_CASE("device: lookups under every schedule", "[kernels]") {
 }
 
 TEST_CASE("device: lookups of many rows take larger tiles", "[kernels]") {
-  require_exact(gaussian(16384 + 77, 130, 8, 21), 0);  // several tiles, aligned
-  require_exact(gaussian(16384, 20, 17, 22), 1);       // several slabs, with a rest
+  require_exact(gaussian(16384 + 77, 130, 8, 21), 0, "simt_tiled");  // several tiles, aligned
+  require_exact(gaussian(16384, 20, 17, 22), 1, "simt_tiled");       // several slabs, with a rest
 }
 
 TEST_CASE("device: a lookup in pieces of the product", "[kernels]") {
   Problem p = gaussian(131, 65537, 1, 23);  // 34 MB of scores
   p.latents[130] = kNan;                    // in the second piece
   CHECK(expected_codes(p).first_bad_row[0] == 130);
-  require_exact(p);
+  require_exact(p, 1, "gemm");
 }
 
 TEST_CASE("device: a common offset that swamps fp32 scores", "[kernels]") {

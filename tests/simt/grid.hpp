@@ -1,6 +1,8 @@
 // What the scheduler and the synchronisation share: threads, warps, blocks and the grid that runs now.
 #pragma once
 
+#include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,9 +12,16 @@
 
 namespace simt {
 
-constexpr unsigned kWarp = 32;
+constexpr unsigned kWarp = 32, kWarpgroup = 128;
 
 struct Block;
+
+// Of one thread: 16 bytes on their way to shared memory, or zeros.
+struct AsyncCopy {
+  void* shared;
+  const void* global;
+  Place place;
+};
 
 struct Thread {
   Fiber fiber;
@@ -21,7 +30,9 @@ struct Thread {
   unsigned linear = 0, lane = 0, warp = 0;
   uint64_t priority = 0;
   bool done = false;
-  void* race = nullptr;       // what the race checker knows of it
+  void* race = nullptr;  // what the race checker knows of it
+  std::vector<AsyncCopy> copies;
+  std::deque<std::vector<AsyncCopy>> copy_groups;
   const char* waits_in = "";  // with the place, for the report of a deadlock
   Place place;
 };
@@ -38,6 +49,34 @@ struct OpenMeeting {
 struct Warp {
   uint32_t existing = 0, exited = 0;
   std::vector<OpenMeeting> open;  // several: disjoint masks, or lanes that ran ahead
+};
+
+// A barrier in shared memory that counts arrivals and bytes (engines.cpp).
+struct MBarrier {
+  uint32_t arrivals = 0, pending = 0;
+  int64_t bytes = 0;    // expected less copied, in this phase
+  uint64_t phases = 0;  // that have ended
+  std::vector<Thread*> waiting;
+};
+
+// Threads of a warpgroup that wait for the rest, and the products that they have started.
+struct Warpgroup {
+  const char* name = nullptr;
+  void (*function)(void** arguments) = nullptr;
+  Place place;
+  unsigned present = 0;
+  void* arguments[kWarpgroup];
+
+  using Accumulators = std::vector<float>;  // (thread, element)
+  struct InFlight {
+    std::vector<float*> homes;  // of each thread
+    Accumulators values;
+    unsigned products = 0;
+  };
+  bool fenced = false;
+  std::map<float*, InFlight> in_flight;  // by the home of the first thread
+  std::vector<std::function<void()>> open;
+  std::deque<std::vector<std::function<void()>>> groups;
 };
 
 struct SharedArray {
@@ -59,6 +98,8 @@ struct Block {
   unsigned char* shared_memory = nullptr;
   size_t shared_used = 0, static_bytes = 0;
   std::vector<SharedArray> shared_arrays;
+  std::map<const void*, MBarrier> mbarriers;
+  std::vector<Warpgroup> warpgroups;
 
   Block() = default;
   Block(const Block&) = delete;
@@ -86,6 +127,7 @@ struct Grid {
   uint64_t number = 0;  // of this launch since reset()
   Fiber host;
   ReadyList ready;
+  std::vector<std::pair<Block*, std::function<void()>>> bulk_copies;  // on their way, in any order
   std::vector<std::unique_ptr<Block>> resident, spare;
   std::string error;
 };
@@ -102,6 +144,9 @@ extern Thread* current_thread;
 void wait_here(const char* reason, Place at);
 void end_of_thread(Thread& thread);  // tells those who wait for it
 void redraw_priorities(Block& block);
+// Lets one bulk copy arrive; false if none is on its way.
+bool advance_bulk_copies();
+void check_engines(Block& block);  // when its threads have ended
 void check_shared_memory(Block& block);
 // Ends the grid with an error, from a thread or from the host's loop.
 void record_error(const std::string& kind, const std::string& text);

@@ -16,7 +16,7 @@
 namespace simt::race {
 namespace {
 
-// Values of clocks by the index of a thread in its block. Missing entries are 0.
+// Values of clocks by index: of the threads of a block, or of its engines. Missing entries are 0.
 using Times = std::vector<uint32_t>;
 
 uint32_t at(const Times& times, size_t index) { return index < times.size() ? times[index] : 0; }
@@ -28,14 +28,15 @@ void join(Times& into, const Times& from) {
 
 struct BlockState;
 
-// What a thread knows.
+// A thread, or an engine that works for one, whose index is the block's size and more.
 struct Actor {
   BlockState* block = nullptr;
   unsigned index = 0;
   uint32_t now = 2;
   // Of the others: `base` of every thread, or `threads` if that is not empty.
   uint32_t base = 1;
-  Times threads;
+  Times threads, engines;
+  uint32_t proxy_fenced = 0;         // stores before this time can be read by engines
   Times fenced;                      // what its last fence has made ready for other blocks
   std::map<uint32_t, Times> blocks;  // what it has learnt of other blocks, by their serial numbers
 };
@@ -45,6 +46,11 @@ struct BlockState {
   uint3 index{};
   unsigned size = 0;
   std::vector<Actor> threads;
+  Times engines_done;
+  struct Known {
+    Times threads, engines;
+  };
+  std::unordered_map<const void*, Known> released;
 };
 
 struct Published {
@@ -54,21 +60,29 @@ struct Published {
 
 std::unordered_map<const Block*, std::unique_ptr<BlockState>> blocks;
 std::vector<uint3> block_indices;  // of the launch, by serial - first_serial
-uint32_t serials = 0, first_serial = 1;
+uint32_t serials = 0, first_serial = 1, engine_time = 1;
 std::unordered_map<const void*, std::vector<Published>> published;  // by the address of an atomic
 std::vector<Times> reader_lists(1);
 std::vector<uint32_t> spare_lists;
 
-Actor* actor() { return current_thread != nullptr ? static_cast<Actor*>(current_thread->race) : nullptr; }
+Actor* engine = nullptr;  // that acts now
+
+Actor* actor() {
+  if (engine != nullptr) return engine;
+  return current_thread != nullptr ? static_cast<Actor*>(current_thread->race) : nullptr;
+}
+
+bool is_engine(const Actor& self) { return self.index >= self.block->size; }
 
 uint32_t known(const Actor& self, unsigned index) {
+  if (index >= self.block->size) return at(self.engines, index - self.block->size);
   return self.threads.empty() ? self.base : self.threads[index];
 }
 
 Times known_threads(const Actor& self) {
   Times times = self.threads;
   if (times.empty()) times.assign(self.block->size, self.base);
-  times[self.index] = self.now;
+  if (!is_engine(self)) times[self.index] = self.now;
   return times;
 }
 
@@ -81,10 +95,24 @@ bool is_ordered(const Actor& self, uint32_t serial, unsigned index, uint32_t tim
 
 // ---- reports ----
 
-std::string describe_actor(uint32_t serial, unsigned index) {
+struct EngineStopped {};
+
+// What an engine does wrong has no thread to stop.
+[[noreturn, gnu::cold]] void report(const std::string& kind, const std::string& text) {
+  if (engine == nullptr) fail_here(kind, text);
+  record_error(kind, text);
+  throw EngineStopped();
+}
+
+std::string describe_actor(const Actor& self, uint32_t serial, unsigned index) {
   const uint3 b = block_indices[serial - first_serial];
-  return "thread " + std::to_string(index) + " of block (" + std::to_string(b.x) + "," + std::to_string(b.y) +
-         "," + std::to_string(b.z) + ")";
+  std::string name = "thread " + std::to_string(index);
+  if (index == self.block->size + kCopyEngine)
+    name = "the copy engine";
+  else if (index > self.block->size)
+    name = "the tensor core of warpgroup " + std::to_string(index - self.block->size - kFirstTensorCore);
+  return name + " of block (" + std::to_string(b.x) + "," + std::to_string(b.y) + "," + std::to_string(b.z) +
+         ")";
 }
 
 // An instruction that touches memory.
@@ -105,7 +133,7 @@ std::string describe_access(const Actor& self, const Access& now) {
   }
   const char* verb = now.kind == Kind::read ? "read" : now.kind == Kind::write ? "write" : "atomic";
   return std::string(verb) + " of " + std::to_string(now.bytes) + " bytes of " + memory + " at " +
-         place_of(now.where) + " by " + describe_actor(self.block->serial, self.index);
+         place_of(now.where) + " by " + describe_actor(self, self.block->serial, self.index);
 }
 
 struct Earlier {
@@ -115,9 +143,10 @@ struct Earlier {
   uint32_t where;
 };
 
-[[noreturn, gnu::cold]] void report_race(const Actor& self, const Access& now, const Earlier& then) {
-  fail_here("race", describe_access(self, now) + ",\n  against the " + (then.write ? "write" : "read") +
-                        " at " + place_of(then.where) + " by " + describe_actor(then.serial, then.index));
+[[noreturn, gnu::cold]] void report_race(const char* kind, const Actor& self, const Access& now,
+                                         const Earlier& then) {
+  report(kind, describe_access(self, now) + ",\n  against the " + (then.write ? "write" : "read") + " at " +
+                   place_of(then.where) + " by " + describe_actor(self, then.serial, then.index));
 }
 
 // ---- one granule ----
@@ -153,7 +182,7 @@ void add_reader(Cell& cell, const Actor& self, uint32_t where) {
     list = spare_lists.back();
     spare_lists.pop_back();
   }
-  reader_lists[list].assign(self.block->size, 0);
+  reader_lists[list].assign(self.block->size + kFirstTensorCore + self.block->size / kWarpgroup, 0);
   reader_lists[list][cell.reader_index] = cell.reader_time;
   reader_lists[list][self.index] = self.now;
   cell.reader_time = list;
@@ -182,13 +211,17 @@ void check_granule(size_t granule, const Actor& self, const Access& now) {
   const char* problem = (flags & kAddressable) == 0                          ? "out of bounds"
                         : now.kind != Kind::write && (flags & kDefined) == 0 ? "uninitialised read"
                                                                              : nullptr;
-  if (problem != nullptr) fail_here(problem, describe_access(self, now));
+  if (problem != nullptr) report(problem, describe_access(self, now));
   const Earlier writer{true, cell.writer_serial, cell.writer_index, cell.writer_where};
   const bool both_atomic = now.kind == Kind::atomic && (flags & kAtomic) != 0;
   if (!both_atomic && !is_ordered(self, cell.writer_serial, cell.writer_index, cell.writer_time))
-    report_race(self, now, writer);
+    report_race("race", self, now, writer);
+  if (is_engine(self) && now.kind == Kind::read && writer.serial == self.block->serial &&
+      writer.index < self.block->size && self.block->threads[writer.index].proxy_fenced <= cell.writer_time)
+    report_race("missing fence.proxy.async", self, now, writer);
   Earlier reader;
-  if (now.kind != Kind::read && find_unordered_reader(cell, self, reader)) report_race(self, now, reader);
+  if (now.kind != Kind::read && find_unordered_reader(cell, self, reader))
+    report_race("race", self, now, reader);
 }
 
 void note(size_t granule, const Actor& self, const Access& now) {
@@ -239,7 +272,9 @@ void access(const void* address, size_t bytes, Kind kind, uint32_t where) {
   Actor* self = actor();
   if (self == nullptr) return order_host_access(address, bytes, kind, where);
   device_access(*self, {address, bytes, kind, where});
-  if ((flags_of(granule_of(address)) & kShared) == 0) order_device_access(address, bytes, kind, where);
+  if ((flags_of(granule_of(address)) & kShared) != 0) return;
+  const std::string wrong = order_device_access(address, bytes, kind);
+  if (!wrong.empty()) report("unordered access", wrong + "\n  at " + place_of(where));
 }
 
 void touch(const void* address, size_t bytes, Kind kind, Place place) {
@@ -282,19 +317,21 @@ void end_block(Block& block) {
 
 void met(std::span<Thread* const> threads) {
   BlockState& block = *static_cast<Actor*>(threads[0]->race)->block;
-  Times joined;
+  Times joined, engines;
   std::map<uint32_t, Times> learnt;
   uint32_t latest = 0;
   const bool all = threads.size() == block.size;
   for (const Thread* thread : threads) {
     Actor& member = *static_cast<Actor*>(thread->race);
     if (!all) join(joined, known_threads(member));
+    join(engines, member.engines);
     latest = std::max(latest, member.now);
     for (const auto& [serial, times] : member.blocks) join(learnt[serial], times);
   }
   for (const Thread* thread : threads) {
     Actor& member = *static_cast<Actor*>(thread->race);
     member.blocks = learnt;
+    member.engines = engines;
     member.threads = joined;
     if (all) {
       member.base = latest;
@@ -309,6 +346,65 @@ void fence() {
   Actor& self = *actor();
   self.fenced = known_threads(self);
   ++self.now;
+}
+
+void proxy_fence() {
+  Actor& self = *actor();
+  self.proxy_fenced = ++self.now;
+}
+
+void release(Block& block, const void* object) {
+  Actor& self = *actor();
+  BlockState::Known& known = blocks.at(&block)->released[object];
+  join(known.threads, known_threads(self));
+  join(known.engines, self.engines);
+  if (!is_engine(self)) {
+    ++self.now;
+    return;
+  }
+  const unsigned number = self.index - block.size;
+  if (known.engines.size() <= number) known.engines.resize(number + 1);
+  known.engines[number] = self.now;
+}
+
+void acquire(const void* object) {
+  Actor& self = *actor();
+  const auto found = self.block->released.find(object);
+  if (found == self.block->released.end()) return;
+  self.threads = known_threads(self);
+  join(self.threads, found->second.threads);
+  join(self.engines, found->second.engines);
+}
+
+// ---- engines ----
+
+Snapshot snapshot() {
+  Actor& self = *actor();
+  auto copy = std::make_shared<Actor>(self);
+  copy->threads = known_threads(self);
+  ++self.now;
+  return copy;
+}
+
+void run_as_engine(const Snapshot& issuer, Block& block, unsigned number, const std::function<void()>& work) {
+  Actor acting = *static_cast<const Actor*>(issuer.get());
+  acting.index = block.size + number;
+  acting.now = ++engine_time;
+  engine = &acting;
+  try {
+    work();
+  } catch (const EngineStopped&) {
+  }
+  engine = nullptr;
+  Times& done = acting.block->engines_done;
+  if (done.size() <= number) done.resize(number + 1);
+  done[number] = acting.now;
+}
+
+void join_engine(unsigned number) {
+  Actor& self = *actor();
+  if (self.engines.size() <= number) self.engines.resize(number + 1);
+  self.engines[number] = at(self.block->engines_done, number);
 }
 
 }  // namespace simt::race

@@ -171,6 +171,13 @@ void mark(const void* address, size_t bytes, Bytes what, bool shared) {
   if (shared) std::memset(static_cast<void*>(&cell_of(first)), 0, (last - first + 1) * sizeof(Cell));
 }
 
+void undefine(const void* address, size_t bytes) {
+  if (!in_arena(address)) return;
+  const size_t last = granule_of(static_cast<const char*>(address) + bytes - 1);
+  for (size_t granule = granule_of(address); granule <= last; ++granule)
+    flags_of(granule) = uint8_t(flags_of(granule) & ~kDefined);
+}
+
 // ---- the order of operations ----
 
 namespace {
@@ -243,12 +250,10 @@ std::string order_access(const void* address, size_t bytes, bool write, uint32_t
 
 }  // namespace
 
-void order_device_access(const void* address, size_t bytes, Kind kind, uint32_t where) {
+std::string order_device_access(const void* address, size_t bytes, Kind kind) {
   const Operation* running = device().running;
-  if (running == nullptr || !options().check_order) return;
-  const std::string wrong =
-      order_access(address, bytes, kind != Kind::read, number_of(*running), running->known);
-  if (!wrong.empty()) fail_here("unordered access", wrong + "\n  at " + place_of(where));
+  if (running == nullptr || !options().check_order) return "";
+  return order_access(address, bytes, kind != Kind::read, number_of(*running), running->known);
 }
 
 void order_host_access(const void* address, size_t bytes, Kind kind, uint32_t where) {

@@ -40,8 +40,8 @@ std::string place_of(uint32_t id);
 void access(const void* address, size_t bytes, Kind kind, uint32_t where);
 
 // ---- operations of streams, exact to 8 bytes ----
-void order_device_access(const void* address, size_t bytes, Kind kind,
-                         uint32_t where);  // by the kernel that runs
+// By the kernel that runs; "" or what is wrong.
+std::string order_device_access(const void* address, size_t bytes, Kind kind);
 void order_host_access(const void* address, size_t bytes, Kind kind, uint32_t where);
 
 }  // namespace simt::race

@@ -149,9 +149,19 @@ void return_to_host(Thread& thread, bool last) {
   switch_fiber(thread.fiber, current_grid->host, last);
 }
 
+// The next thread, after some of the copies that work beside the threads; null if there is none.
+Thread* next_thread() {
+  Grid& grid = *current_grid;
+  if (!grid.bulk_copies.empty() && randomised() && grid.random.below(4) == 0) advance_bulk_copies();
+  Thread* next = nullptr;
+  while (grid.error.empty() && (next = grid.ready.pop(grid.random)) == nullptr && advance_bulk_copies())
+    continue;
+  return next;
+}
+
 // Straight to the next thread if there is one: half the switches of going through the host.
 void suspend(Thread& thread) {
-  Thread* next = current_grid->ready.pop(current_grid->random);
+  Thread* next = next_thread();
   if (next == &thread) return;
   if (next != nullptr)
     resume(*next, thread.fiber);
@@ -175,8 +185,7 @@ void thread_main() {
     record_error("exception in a kernel", describe(self));
   }
   Thread* next = nullptr;
-  if (current_grid->error.empty() && self.block->live > 0)
-    next = current_grid->ready.pop(current_grid->random);
+  if (current_grid->error.empty() && self.block->live > 0) next = next_thread();
   if (next != nullptr)
     resume(*next, self.fiber, true);
   else
@@ -247,6 +256,8 @@ std::unique_ptr<Block> start_block(Grid& grid, unsigned linear) {
   block->gathering = {0, 1, 0};
   block->shared_used = block->static_bytes = 0;
   block->shared_arrays.clear();
+  block->mbarriers.clear();
+  block->warpgroups.assign(block->size / kWarpgroup, {});
   for (unsigned i = 0; i < block->size; ++i) {
     if (block->threads.size() == i) block->threads.push_back(std::make_unique<Thread>());
     Thread& thread = *block->threads[i];
@@ -256,6 +267,8 @@ std::unique_ptr<Block> start_block(Grid& grid, unsigned linear) {
     thread.lane = i % kWarp;
     thread.warp = i / kWarp;
     thread.done = false;
+    thread.copies.clear();
+    thread.copy_groups.clear();
     block->warps[thread.warp].existing |= 1u << thread.lane;
     prepare_fiber(thread.fiber, thread_main, i);
   }
@@ -309,13 +322,15 @@ void run_blocks(Grid& grid) {
     while (grid.resident.size() < std::max(1u, options().resident_blocks) && next_block < order.size())
       grid.resident.push_back(start_block(grid, order[next_block++]));
     if (grid.resident.empty()) return;
-    Thread* next = grid.ready.pop(grid.random);
+    Thread* next = next_thread();
+    if (!grid.error.empty()) return;
     if (next == nullptr) return record_error("deadlock", who_waits(grid));
     resume(*next, grid.host);
     if (!grid.error.empty()) return;
     for (size_t i = grid.resident.size(); i-- > 0;) {
       if (grid.resident[i]->live != 0) continue;
       check_shared_memory(*grid.resident[i]);
+      check_engines(*grid.resident[i]);
       race::end_block(*grid.resident[i]);
       grid.spare.push_back(std::move(grid.resident[i]));
       grid.resident.erase(grid.resident.begin() + std::ptrdiff_t(i));
