@@ -14,9 +14,11 @@
 #include "grid.hpp"
 
 namespace simt::race {
+
+Shadow shadow{~uintptr_t(0) - kArenaBytes, nullptr, nullptr};  // until the arena is reserved, no address
+
 namespace {
 
-constexpr size_t kArenaBytes = size_t(4) << 30;  // of addresses; pages come with their first use
 constexpr size_t kPage = 4096;
 
 // Which operations have written and read 8 bytes last, by their numbers in `uses`; 0: none. Two readers are
@@ -35,11 +37,15 @@ T* reserve(size_t bytes, int access) {
 
 struct Arena {
   char* begin = reserve<char>(kArenaBytes, PROT_NONE);
-  uint8_t* flags = reserve<uint8_t>(kArenaBytes / kGranule, PROT_READ | PROT_WRITE);
-  Cell* cells = reserve<Cell>(kArenaBytes / kGranule * sizeof(Cell), PROT_READ | PROT_WRITE);
   Order8* order = reserve<Order8>(kArenaBytes / kOrderGranule * sizeof(Order8), PROT_READ | PROT_WRITE);
   size_t used = 0;
   std::multimap<size_t, char*> free;  // by size
+
+  Arena() {
+    shadow = {reinterpret_cast<uintptr_t>(begin),
+              reserve<uint8_t>(kArenaBytes / kGranule, PROT_READ | PROT_WRITE),
+              reserve<Cell>(kArenaBytes / kGranule * sizeof(Cell), PROT_READ | PROT_WRITE)};
+  }
 };
 
 Arena& arena() {
@@ -73,17 +79,6 @@ uintptr_t image_base() {
 }
 
 }  // namespace
-
-bool in_arena(const void* address) {
-  static const auto begin = reinterpret_cast<uintptr_t>(arena().begin);
-  return reinterpret_cast<uintptr_t>(address) - begin < kArenaBytes;
-}
-
-size_t granule_of(const void* address) {
-  return size_t(static_cast<const char*>(address) - arena().begin) / kGranule;
-}
-Cell& cell_of(size_t granule) { return arena().cells[granule]; }
-uint8_t& flags_of(size_t granule) { return arena().flags[granule]; }
 
 // ---- places ----
 

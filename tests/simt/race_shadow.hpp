@@ -24,10 +24,23 @@ struct Cell {
 };
 inline constexpr uint16_t kSeveral = 0xFFFF;  // a reader_index
 
-bool in_arena(const void* address);
-size_t granule_of(const void* address);  // of an address in the arena
-Cell& cell_of(size_t granule);
-uint8_t& flags_of(size_t granule);
+// Where the arena lies and what is known of it. In plain sight: every access of a kernel comes here.
+inline constexpr size_t kArenaBytes = size_t(4) << 30;  // of addresses; pages come with their first use
+struct Shadow {
+  uintptr_t begin;
+  uint8_t* flags;  // by granule
+  Cell* cells;
+};
+extern Shadow shadow;
+
+inline bool in_arena(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) - shadow.begin < kArenaBytes;
+}
+inline size_t granule_of(const void* address) {  // of an address in the arena
+  return (reinterpret_cast<uintptr_t>(address) - shadow.begin) / kGranule;
+}
+inline Cell& cell_of(size_t granule) { return shadow.cells[granule]; }
+inline uint8_t& flags_of(size_t granule) { return shadow.flags[granule]; }
 
 // A place in the sources as a number: of the code after a call, or of touch().
 uint32_t id_of(uintptr_t return_address);
