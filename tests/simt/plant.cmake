@@ -32,10 +32,18 @@ else()
   endfunction()
 endif()
 
-# A copy of the tiled lookup, of the sum that a straight-through pass ends with, of the atomic cluster sums.
+# A copy of a lookup, of the sum that a straight-through pass ends with, of the atomic cluster sums.
 macro(vq_plant_tiled name text instead)
   set(file kernels/codebook/lookup_variants/simt_tiled.cu)
   vq_plant(tiled_${name} ${file} "${text}" "${instead}" ${file} "lookup_simt_tiled=tiled_${name};recheck_lookup=count_doubtful")
+endmacro()
+macro(vq_plant_mma name text instead)
+  set(file kernels/codebook/lookup_variants/mma_sync.cu)
+  vq_plant(mma_${name} ${file} "${text}" "${instead}" ${file} "lookup_mma_sync=mma_${name};recheck_lookup=count_doubtful")
+endmacro()
+macro(vq_plant_wgmma name text instead)
+  set(file kernels/codebook/lookup_variants/wgmma_plain.cu)
+  vq_plant(wgmma_${name} ${file} "${text}" "${instead}" ${file} "lookup_wgmma_plain=wgmma_${name};recheck_lookup=count_doubtful")
 endmacro()
 macro(vq_plant_sum name text instead)  # templates of the header, too, get names of their own
   vq_plant(sum_${name} kernels/core/tree_sum.cuh "${text}" "${instead}" kernels/codebook/straight_through.cu
@@ -61,3 +69,26 @@ vq_plant_sum(partials_barrier [[__syncthreads();  // every lane is stored]] [[//
 vq_plant_sum(unwritten_slots [[lanes[threadIdx.x] = lane;]] [[if (threadIdx.x < kSumThreads - kWarp) lanes[threadIdx.x] = lane;]])
 vq_plant_atomic(lost_update [[atomicAdd(counts + code, 1);]] [[counts[code] += 1;]])
 vq_plant_atomic(past_the_end [[d < D; d += blockDim.x]] [[d <= D; d += blockDim.x]])
+
+vq_plant_mma(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
+vq_plant_mma(wait_off_by_one [[copies_wait<kStages - 2>]] [[copies_wait<kStages - 1>]])
+vq_plant_mma(no_barrier [[__syncthreads();  // the slab is there for all]] [[// the slab is there for all]])
+vq_plant_mma(early_copy [[      __syncthreads();  // the slab is there for all, and all have read the one before
+      load_ahead(slab + kStages - 1);
+]] [[      load_ahead(slab + kStages - 1);
+      __syncthreads();
+]])
+vq_plant_mma(rows_barrier [[__syncthreads();  // the rows are stored]] [[// the rows are stored]])
+
+vq_plant_wgmma(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
+vq_plant_wgmma(early_release [[hopper::products_wait<0>(scores);]]
+               [[if (lane == 0) hopper::arrive(&shared.empty[ring.stage]); hopper::products_wait<0>(scores); if (false)]])
+vq_plant_wgmma(no_full_wait [[hopper::wait(&shared.full[ring.stage], ring.parity);]] [[]])
+vq_plant_wgmma(parity [[ring.parity ^ 1]] [[ring.parity]])
+vq_plant_wgmma(expected_bytes [[arrive_and_expect(&shared.full[ring.stage], kStageBytes)]]
+               [[arrive_and_expect(&shared.full[ring.stage], 2 * kStageBytes)]])
+vq_plant_wgmma(missing_release [[if (lane == 0) hopper::arrive]] [[if (lane == 0 && d + kSlab < half_D) hopper::arrive]])
+vq_plant_wgmma(init_barrier [[__syncthreads();  // the barriers are there before]] [[// the barriers are there before]])
+vq_plant_wgmma(arrivals [[kConsumers * kGroup / 32);]] [[kGroup / 32);]])
+vq_plant_wgmma(no_fence [[hopper::fence_products(scores);]] [[]])
+vq_plant_wgmma(early_read [[hopper::products_wait<0>(scores);]] [[hopper::products_wait<1>(scores);]])

@@ -1,18 +1,9 @@
 // Bugs in copies of shipped kernels (plant.cmake): each must show in the flavours of the emulated device that
 // it is known for, with the place, and the same bodies must pass on the kernels as they are.
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cstdio>
-#include <fstream>
-
 #include "kernels/codebook/cluster_sums.hpp"
 #include "kernels/codebook/lookup.hpp"
-#include "kernels/codebook/lookup_recheck.cuh"
 #include "kernels/codebook/straight_through.hpp"
-#include "race.hpp"
-#include "simt_testing.hpp"
+#include "planted_testing.hpp"
 
 namespace vqlab {
 
@@ -24,11 +15,6 @@ extern const ClusterSumsVariant atomic_lost_update, atomic_past_the_end;
 void sum_partials_barrier(const StraightThroughOp& op, Stream stream);
 void sum_unwritten_slots(const StraightThroughOp& op, Stream stream);
 
-// Stands for recheck_lookup in the copies: score64 would decide the rows that a bug leaves open, and so hide
-// it. Only notes where their number is.
-const unsigned* doubtful_count = nullptr;
-void count_doubtful(const LookupOp&, const LookupWork& work, Stream) { doubtful_count = work.doubtful_count; }
-
 }  // namespace vqlab
 
 namespace simt::testing {
@@ -37,151 +23,23 @@ namespace {
 using namespace vqlab;
 using vqlab::testing::normal_floats;
 
-#if defined(SIMT_ASAN)
-constexpr bool kAsan = true;
-#else
-constexpr bool kAsan = false;
-#endif
-
-// "file:line" of the only line of a planted copy with this text.
-std::string line_with(const std::string& plant, const std::string& file, const std::string& text) {
-  std::ifstream stream(std::string(VQLAB_PLANTED) + "/" + plant + "/" + file);
-  std::string line, found;
-  for (int number = 1; std::getline(stream, line); ++number) {
-    if (line.find(text) == std::string::npos) continue;
-    REQUIRE(found.empty());
-    found = file.substr(file.rfind('/') + 1) + ":" + std::to_string(number);
-  }
-  REQUIRE(!found.empty());
-  return found;
-}
-
-// Runs the body under every policy, the seeded ones with 10 seeds (one where one schedule shows what all
-// show), and counts where it fails: "wrong" if body() is false, else the message of its Error.
-struct Findings {
-  unsigned runs = 0, failures = 0;
-  std::string last;
-};
-Findings run_all(const std::function<bool()>& body) {
-  Findings found;
-  for_each_policy(race::kEnabled || kAsan ? 1 : 10, [&] {
-    ++found.runs;
-    bool right = false;
-    const std::string message = error_of([&] { right = body(); });
-    if (message.empty() && right) return;
-    ++found.failures;
-    found.last = message.empty() ? "wrong" : message;
-  });
-  return found;
-}
-
-// What a child process says before AddressSanitizer or UndefinedBehaviorSanitizer ends it; "" if they do not.
-std::string dying_words(const std::function<bool()>& body) {
-  int ends[2];
-  REQUIRE(pipe(ends) == 0);
-  const pid_t child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
-    dup2(ends[1], STDERR_FILENO);
-    close(ends[0]);
-    reset({});
-    (void)error_of([&] { (void)body(); });
-    _exit(0);
-  }
-  close(ends[1]);
-  std::string words;
-  char part[4096];
-  for (ssize_t count; (count = read(ends[0], part, sizeof part)) > 0;) words.append(part, size_t(count));
-  close(ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  return status == 0 ? "" : words;
-}
-
-// What a planted bug is known for. Messages must contain all of the texts; "wrong" is a wrong result.
-struct Expected {
-  double plain_share = 1.0;  // of the runs of the plain flavour at least; 0: it cannot see this
-  std::vector<std::string> plain = {}, race = {};
-  std::vector<std::string> asan = {};  // empty: not asked
-};
-
-void check_contains(const std::string& message, const std::vector<std::string>& texts) {
-  for (const std::string& text : texts) CHECK_THAT(message, Catch::Matchers::Contains(text));
-}
-
-void check_caught(const char* plant, const std::function<bool()>& body, const Expected& expected) {
-  const char* flavour = race::kEnabled ? "race" : kAsan ? "asan" : "plain";
-  if (kAsan) {
-    if (expected.asan.empty()) return;
-    const std::string words = dying_words(body);
-    check_contains(words, expected.asan);
-    std::printf("%-28s %-6s %s\n", plant, flavour, words.empty() ? "NOT CAUGHT" : "caught");
-    return;
-  }
-  const Findings found = run_all(body);
-  INFO(plant << ": " << found.failures << " of " << found.runs << " runs, the last: " << found.last);
-  std::printf("%-28s %-6s %u of %u: %s\n", plant, flavour, found.failures, found.runs,
-              found.last.substr(0, found.last.find(",\n")).c_str());
-  if (race::kEnabled) {
-    CHECK(found.failures == found.runs);
-    check_contains(found.last, expected.race);
-  } else {
-    CHECK(found.failures >= expected.plain_share * found.runs);
-    if (expected.plain_share == 0.0)
-      CHECK(found.failures == 0);
-    else
-      check_contains(found.last, expected.plain);
-  }
-}
-
-void check_silent(const std::function<bool()>& body) {
-  const Findings found = run_all(body);
-  INFO(found.last);
-  CHECK(found.failures == 0);
-}
-
 constexpr const char* kTiled = "kernels/codebook/lookup_variants/simt_tiled.cu";
 constexpr const char* kSum = "kernels/core/tree_sum.cuh";
 constexpr const char* kAtomic = "kernels/codebook/cluster_sums_variants/atomic.cu";
 
-// Two tiles of codes, six slabs of dimensions, a ragged last block of rows. True if the filter finds the
-// nearest codes and leaves as many rows open as it should: none.
-bool lookup_is_right(const LookupVariant& variant) {
-  constexpr int64_t N = 90, K = 200, D = 48;
-  static const std::vector<float> latents = normal_floats(N * D, 1), codebook = normal_floats(K * D, 2);
-  static const std::vector<int32_t> expected = [] {
-    std::vector<int32_t> codes(N), bad(1);
-    std::vector<std::byte> scratch(size_t(lookup_scratch_bytes(Device::cpu, N, K, D)));
-    run_cpu(LookupOp{.codes = {codes.data(), {N}},
-                     .first_bad_row = {bad.data(), {1}},
-                     .latents = {latents.data(), {N, D}},
-                     .codebook = {codebook.data(), {K, D}},
-                     .scratch = {scratch.data(), {int64_t(scratch.size())}}});
-    return codes;
-  }();
-  const TestStream stream;
-  const Buffer<float> x(latents, stream, "latents"), c(codebook, stream, "codebook");
-  const Buffer<int32_t> codes(N, "codes"), bad(1, "first bad row");
-  const int64_t bytes = variant.scratch_bytes(N, K, D);
-  const Buffer<std::byte> scratch(size_t(bytes), "scratch");
-  variant.run({.codes = {codes.data(), {N}},
-               .first_bad_row = {bad.data(), {1}},
-               .latents = {x.data(), {N, D}},
-               .codebook = {c.data(), {K, D}},
-               .scratch = {scratch.data(), {bytes}}},
-              stream);
-  unsigned doubtful = 0;
-  CUDA_CHECK(cudaMemcpyAsync(&doubtful, doubtful_count, 4, cudaMemcpyDeviceToHost, stream.handle));
-  return codes.download(stream) == expected && doubtful == 0;
+// Two tiles of codes, six slabs of dimensions, a ragged last block of rows.
+bool tiled_is_right(const LookupVariant& variant) {
+  static const vqlab::testing::LookupProblem problem = vqlab::testing::gaussian(90, 200, 48, 1);
+  return filter_is_right(variant, problem);
 }
 
 TEST_CASE("planted: the tiled lookup as it is passes", "[planted]") {
-  check_silent([] { return lookup_is_right(tiled_as_it_is); });
+  check_silent([] { return tiled_is_right(tiled_as_it_is); });
 }
 
 void check_tiled(const char* plant, const LookupVariant& variant, const Expected& expected) {
   check_caught(
-      plant, [&] { return lookup_is_right(variant); }, expected);
+      plant, [&] { return tiled_is_right(variant); }, expected);
 }
 
 TEST_CASE("planted: tiled lookup without the barrier after the first load", "[planted]") {

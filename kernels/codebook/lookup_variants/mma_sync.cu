@@ -111,8 +111,7 @@ __global__ void __launch_bounds__(kBlock, 2)
     float scores[kTilesN][kTilesK][4] = {};
     for (int d = 0; d < half_D; d += kSlab, ++slab) {
       ptx::copies_wait<kStages - 2>();
-      __syncthreads();  // the slab of all threads is there, and all have read the one that is overwritten
-                        // next
+      __syncthreads();  // the slab is there for all, and all have read the one before
       load_ahead(slab + kStages - 1);
       const __half* stage = stages + slab % kStages * kStageHalves;
       for (int step = 0; step < min(kSlab, half_D - d); step += kStep)

@@ -132,6 +132,9 @@ __global__ void __launch_bounds__(kBlock, 1) lookup_wgmma_plain_kernel(
   shared.full = reinterpret_cast<MBarrier*>(shared.stages + kStages * kStageBytes);
   shared.empty = shared.full + kStages;
   shared.rows_full = shared.empty + kStages;
+  const ErrorBound bound = block_error_bound(pack_norms, norm_blocks, D);
+  __syncthreads();  // every thread has the largest norm before another is looked for
+  const float loss_norm = block_largest(loss_norms, norm_blocks);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       hopper::init_barrier(&shared.full[i], 1);
@@ -140,9 +143,7 @@ __global__ void __launch_bounds__(kBlock, 1) lookup_wgmma_plain_kernel(
     hopper::init_barrier(shared.rows_full, 1);
     hopper::fence_barrier_init();
   }
-  const ErrorBound bound = block_error_bound(pack_norms, norm_blocks, D);
-  __syncthreads();  // the barriers are there; every thread has the largest norm before another is looked for
-  const float loss_norm = block_largest(loss_norms, norm_blocks);
+  __syncthreads();  // the barriers are there before anybody uses them
 
   if (group == 0) {
     hopper::release_registers<kProducerRegisters>();
