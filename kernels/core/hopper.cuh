@@ -5,6 +5,8 @@
 // A warpgroup is four warps, threads 128 i to 128 i + 127 of the block.
 #pragma once
 
+#include <initializer_list>
+
 #include "ptx.cuh"
 #include "tensor_map.hpp"
 
@@ -24,12 +26,22 @@ struct alignas(8) MBarrier {
 constexpr int kSwizzle = 128;            // bytes of a row of a swizzled tile
 constexpr int kTileAlignment = 8 * 128;  // after 8 rows the pattern repeats
 
-// Whether a launch bound of `threads` leaves enough of the 65536 registers for warpgroups that ask for these
-// numbers with set_registers: only then does an increase not wait for ever.
-template <class... Numbers>
-constexpr bool registers_fit(int threads, Numbers... numbers) {
-  return sizeof...(numbers) * 128 == size_t(threads) && (numbers + ...) * 128 <= 65536 &&
-         ((numbers % 8 == 0 && numbers >= 24 && numbers <= 256) && ...);
+// Whether warpgroups of a kernel with a launch bound of `threads` may ask for these numbers: a launch gives
+// each thread an equal part of 65536 registers, from which some release and others take. Else they would wait
+// for ever, or ask for what PTX does not define.
+constexpr bool registers_fit(int threads, std::initializer_list<int> released,
+                             std::initializer_list<int> taken) {
+  const int at_launch = 65536 / threads / 8 * 8;
+  int all = 0;
+  for (int number : released) {
+    if (number % 8 != 0 || number < 24 || number > at_launch) return false;
+    all += number;
+  }
+  for (int number : taken) {
+    if (number % 8 != 0 || number > 256 || number < at_launch) return false;
+    all += number;
+  }
+  return int(released.size() + taken.size()) * 128 == threads && all * 128 <= 65536;
 }
 
 }  // namespace vqlab::hopper

@@ -17,7 +17,7 @@ using hopper::MBarrier;
 
 constexpr int kGroup = 128, kBlock = 3 * kGroup, kConsumers = 2;
 constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-static_assert(hopper::registers_fit(kBlock, kProducerRegisters, kConsumerRegisters, kConsumerRegisters));
+static_assert(hopper::registers_fit(kBlock, {kProducerRegisters}, {kConsumerRegisters, kConsumerRegisters}));
 constexpr int kBlockN = 64 * kConsumers, kBlockK = 128, kStages = 4;
 constexpr int kSlab = kBoxColumns;  // dimensions of a stage
 constexpr int kRowSlabBytes = kBlockN * kSlab * 2, kStageBytes = kBlockK * kSlab * 2;

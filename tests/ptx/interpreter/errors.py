@@ -1,0 +1,2 @@
+class PtxError(Exception):
+    """What a GPU would not do, or what only luck would make right."""
