@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from .errors import PtxError
 
-BOX_COLUMNS, ROW_BYTES = 64, 128
+ROW_BYTES = 128  # of a box: 64 columns
+SPINS = 1000  # answers that a phase has ended, to one thread
 
 
 @dataclass
@@ -57,28 +58,21 @@ class Barriers:
         barrier.end_phase_if_complete()
 
     def try_wait(self, thread, i) -> bool:
-        """Whether the thread goes on because the phase has ended."""
+        """Whether the thread goes on: the phase has ended, or it is told that it has not, once for each phase, so that
+        the loop around it is seen to work."""
         to, place, parity = i.operands
-        barrier = self._barrier(thread, thread.address(place))
+        address = thread.address(place)
+        barrier = self._barrier(thread, address)
         if barrier.phases % 2 == thread.get(parity) & 1:
-            return False
-        thread.spins += 1
-        if thread.spins > 200:
+            if thread.told == (address, barrier.phases):
+                return False
+            thread.told = address, barrier.phases
+            self._answer(thread, to, 0)
+            return True
+        thread.passed[address, barrier.phases] += 1
+        if thread.passed[address, barrier.phases] > SPINS:
             thread.fail("spins on an mbarrier whose phase has ended")
         self._answer(thread, to, 1)
-        return True
-
-    def poll(self, live: list) -> bool:
-        """Tells threads "not yet", so that their loops go round; whether another thread can follow from that. Nobody
-        has made progress since the last poll if all are told so twice."""
-        asking = [t for t in live if t.at is not None and self.kernel.instructions[t.at].parts[0] == "mbarrier"]
-        state = tuple((a, b.phases, b.pending, b.bytes) for a, b in self.barriers.items()), len(live), tuple(
-            t.at for t in live)
-        if not asking or state == getattr(self, "_polled", None):
-            return False
-        self._polled = state
-        for thread in asking:
-            self._answer(thread, self.kernel.instructions[thread.at].operands[0], 0)
         return True
 
     def _answer(self, thread, to, done: int):
@@ -103,10 +97,15 @@ class Barriers:
         else:
             self._barrier(thread, barrier)
             self.state[tile // 4:(tile + size) // 4] = bytes([2]) * (size // 4)
-        self.copies_in_flight.append((tensor, begin, tile, row, column, barrier))
+        self.copies_in_flight.append((thread, tensor, begin, tile, row, column, barrier))
 
-    def finish_copy(self, n: int):
-        tensor, begin, tile, row, column, barrier = self.copies_in_flight.pop(n)
+    def finish_stores_of(self, thread):
+        for copy in [c for c in self.copies_in_flight if c[0] is thread and c[-1] is None]:
+            self.finish_copy(copy)
+
+    def finish_copy(self, copy: tuple):
+        self.copies_in_flight.remove(copy)
+        _, tensor, begin, tile, row, column, barrier = copy
         for r in range(tensor.box_rows):
             for part in range(ROW_BYTES // 16):
                 at = swizzle(tile + r * ROW_BYTES + 16 * part, 3)

@@ -1,7 +1,6 @@
 """Threads, memory and the scheduler: one block after another, its threads one after another until each suspends.
 
-Warps take turns in an order that a seed draws. Bulk copies arrive late, at a moment that it draws, too. A thread
-that asks try_wait too early is told "not yet" and goes on."""
+Warps take turns in an order that a seed draws. Bulk copies arrive late, at a moment that it draws, too."""
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from .parse import Imm, Mem, Reg, Special
 # Where shared, param and local memory begin among generic addresses; global addresses are below.
 WINDOW = {"global": 0, "shared": 1 << 48, "param": 1 << 49, "local": 1 << 50}
 ROUNDS = 20_000  # of the scheduler without an end
-SPINS = 200  # try_waits in a row of one thread that all succeed
 UNDEFINED, DEFINED, IN_FLIGHT = 0, 1, 2  # a word of shared memory
 
 
@@ -62,7 +60,8 @@ class Thread:
         self.copies, self.copy_groups = [], []
         self.bulk_stores, self.bulk_groups = 0, []
         self.unfenced = set()  # words of shared memory that the asynchronous proxy may not see yet
-        self.in_flight, self.fenced, self.spins = frozenset(), False, 0
+        self.in_flight, self.fenced = frozenset(), False
+        self.told, self.passed = None, Counter()  # the phase that has not ended yet; those that have
         self.local = bytearray(block.kernel.local_bytes)
 
     @property
@@ -174,7 +173,9 @@ class Thread:
         self.bulk_stores = 0
 
     def wait_for_bulk_stores(self, pending: int):
-        del self.bulk_groups[:max(0, len(self.bulk_groups) - pending)]
+        if len(self.bulk_groups) > pending:
+            self.block.finish_stores_of(self)
+            del self.bulk_groups[:len(self.bulk_groups) - pending]
 
 
 class Block(barriers.Barriers):
@@ -232,9 +233,9 @@ class Block(barriers.Barriers):
                         progress = True
             progress = self._meet() or progress
             if self.copies_in_flight and (not progress or self.random.random() < 0.3):
-                self.finish_copy(self.random.randrange(len(self.copies_in_flight)))
+                self.finish_copy(self.random.choice(self.copies_in_flight))
                 progress = True
-            if not progress and not self.poll(live):
+            if not progress:
                 self._deadlock(live)
         raise PtxError(f"block {self.index} does not end")
 
@@ -290,13 +291,13 @@ class Block(barriers.Barriers):
                                                                       where.items()))
 
     def _end(self):
-        if self.copies_in_flight:
-            raise PtxError("the block ends while bulk copies are in flight")
         for thread in self.threads:
             if thread.copies or any(thread.copy_groups):
                 thread.fail("ends before it has waited for its copies")
             if thread.bulk_stores or any(thread.bulk_groups):
                 thread.fail("ends before it has waited for its bulk stores")
+        if self.copies_in_flight:
+            raise PtxError("the block ends while bulk copies are in flight")
         if any(group.open or group.committed for group in self.groups.values()):
             raise PtxError("the block ends while products are in flight")
 
