@@ -93,9 +93,10 @@ uint32_t id_of(Place place) {
   return kIsPlace | uint32_t(all.size() - 1);
 }
 
-std::string place_of(uint32_t id) {
-  if (id == 0) return "?";
-  if ((id & kIsPlace) != 0) return file_and_line(places()[id & ~kIsPlace]);
+namespace {
+
+// Of code: asks addr2line, which reads all that is known of the program.
+std::string find_place(uint32_t id) {
   char program[4096], command[4400], line[1024];
   const ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
   program[std::max<ssize_t>(length, 0)] = 0;
@@ -117,6 +118,15 @@ std::string place_of(uint32_t id) {
   }
   pclose(pipe);
   return found.empty() ? "?" : found;
+}
+
+}  // namespace
+
+std::string place_of(uint32_t id) {
+  static std::map<uint32_t, std::string> known = {{0, "?"}};
+  if ((id & kIsPlace) != 0) return file_and_line(places()[id & ~kIsPlace]);
+  const auto found = known.find(id);
+  return found != known.end() ? found->second : known[id] = find_place(id);
 }
 
 // ---- the arena ----
