@@ -55,16 +55,15 @@ void run_cuda(const KMeansOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1];
   const KMeansScratch scratch(op, Device::cuda);
   const LaunchShape shape(elementwise_grid(K * D, kBlock), unsigned(kBlock));
-  launch("kmeans_pick_rows", pick_rows_kernel, shape, stream, op.codebook.data, op.latents.data, op.key, N, K,
-         D);
+  launch("pick_rows", pick_rows_kernel, shape, stream, op.codebook.data, op.latents.data, op.key, N, K, D);
   for (int round = 0; round < op.rounds; ++round) {
     run(LookupOp{scratch.codes, op.first_bad_row, op.latents, op.codebook, scratch.work, op.lookup}, stream);
     run(ClusterSumsOp{scratch.counts, scratch.sums, op.latents, scratch.codes, scratch.work, op.cluster_sums},
         stream);
-    launch("kmeans_means", cluster_means_kernel, shape, stream, op.codebook.data, scratch.sums.data,
+    launch("cluster_means", cluster_means_kernel, shape, stream, op.codebook.data, scratch.sums.data,
            scratch.counts.data, K, D);
   }
-  launch("kmeans_sizes", cluster_sizes_kernel, shape, stream, op.cluster_size.data, op.cluster_sum.data,
+  launch("cluster_sizes", cluster_sizes_kernel, shape, stream, op.cluster_size.data, op.cluster_sum.data,
          op.codebook.data, scratch.counts.data, K, D, op.count_scale);
 }
 

@@ -62,19 +62,18 @@ void to_bf16_cuda(const View<uint16_t>& output, const View<const float>& input, 
   const int64_t size = input.size();
   if (size == 0) return;
   const bool vectors = aligned_to_16_bytes(input.data) && aligned_to_8_bytes(output.data);
-  launch("to bf16", vectors ? to_bf16_kernel<4> : to_bf16_kernel<1>,
+  launch("to_bf16", vectors ? to_bf16_kernel<4> : to_bf16_kernel<1>,
          {elementwise_grid(size, vectors ? 4 * kBlock : kBlock), unsigned(kBlock)}, stream, output.data,
          input.data, size);
 }
 
 void from_bf16_cuda(const View<float>& output, const View<const uint16_t>& input,
                     const View<const float>& bias, int64_t channels, Activation activation, Stream stream) {
-  constexpr const char* kName = "from bf16";
   const int64_t size = output.size();
   if (size == 0) return;
-  const unsigned pitch = size_in_32_bits(kName, output[1]);
+  const unsigned pitch = size_in_32_bits("from_bf16", output[1]);
   const bool vectors = pitch % 4 == 0 && aligned_to_16_bytes(output.data) && aligned_to_8_bytes(input.data);
-  launch(kName, vectors ? from_bf16_kernel<4> : from_bf16_kernel<1>,
+  launch("from_bf16", vectors ? from_bf16_kernel<4> : from_bf16_kernel<1>,
          {elementwise_grid(size, vectors ? 4 * kBlock : kBlock), unsigned(kBlock)}, stream, output.data,
          input.data, bias.data, size, pitch, unsigned(channels), activation);
 }

@@ -58,20 +58,19 @@ void sum_columns(float* sums, const float* input, int64_t rows, const ColumnSlic
                  int64_t columns, Stream stream) {
   const int64_t width = column_width(columns);
   const dim3 grid(unsigned(slices.count), unsigned((columns + width - 1) / width));
-  launch("convolution bias gradient", column_sums_kernel, {grid, unsigned(kColumnBlock)}, stream, sums, input,
-         rows, slices.rows, pitch, columns, int(width));
+  launch("column_sums", column_sums_kernel, {grid, unsigned(kColumnBlock)}, stream, sums, input, rows,
+         slices.rows, pitch, columns, int(width));
 }
 
 }  // namespace
 
 void add_conv_bias_cuda(const View<float>& tensor, const View<const float>& bias, int64_t channels,
                         Activation activation, Stream stream) {
-  constexpr const char* kName = "convolution bias";
   const int64_t size = tensor.size();
   if (size == 0) return;
-  const unsigned pitch = size_in_32_bits(kName, tensor[1]);
+  const unsigned pitch = size_in_32_bits("convolution bias", tensor[1]);
   const bool vectors = pitch % 4 == 0 && aligned_to_16_bytes(tensor.data);
-  launch(kName, vectors ? conv_bias_kernel<4> : conv_bias_kernel<1>,
+  launch("conv_bias", vectors ? conv_bias_kernel<4> : conv_bias_kernel<1>,
          {elementwise_grid(size, vectors ? 4 * kBlock : kBlock), unsigned(kBlock)}, stream, tensor.data,
          bias.data, size, pitch, unsigned(channels), activation);
 }

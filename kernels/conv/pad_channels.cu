@@ -28,7 +28,7 @@ __global__ void pad_channels_kernel(float* output, const float* input, int64_t o
 void pad_channels_cuda(const View<float>& output, const View<const float>& input, Stream stream) {
   const int64_t size = output.size();
   if (size == 0) return;
-  launch("pad channels", pad_channels_kernel, {elementwise_grid(size, kBlock), unsigned(kBlock)}, stream,
+  launch("pad_channels", pad_channels_kernel, {elementwise_grid(size, kBlock), unsigned(kBlock)}, stream,
          output.data, input.data, output[0], output[1], input[0], input[1]);
 }
 

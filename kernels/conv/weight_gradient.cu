@@ -339,13 +339,13 @@ void weight_gradient_cuda(const View<float>& d_filter, const ConvProblem& p, con
   const bool small_quads = p.small_channels % 4 == 0 && aligned_to_16_bytes(small);
   const bool large_quads = p.large_channels % 4 == 0 && L % 4 == 0 && aligned_to_16_bytes(large);
   float* slice_sums = slices.count == 1 ? d_filter.data : reinterpret_cast<float*>(scratch.data);
-  launch(kName, tiling.kernel(small_quads, large_quads),
+  launch("weight_gradient", tiling.kernel(small_quads, large_quads),
          {dim3(unsigned(tiling.column_tiles), unsigned(tiling.row_tiles), unsigned(slices.count)),
           unsigned(kBlock)},
          stream, slice_sums, small, large, sizes);
   if (slices.count > 1)
     launch(
-        "convolution weight gradient slices", add_slices_kernel,
+        "add_slices", add_slices_kernel,
         {size_in_32_bits(kName, (size + kSumColumns - 1) / kSumColumns), unsigned(kSumColumns * kSumLanes)},
         stream, d_filter.data, slice_sums, size, int(slices.count));
 }

@@ -1,8 +1,12 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "cuda_runtime.h"
 #include "grid.hpp"
@@ -361,9 +365,26 @@ void check_limits(const Launch& launch) {
   }
 }
 
+namespace {
+
+// With SIMT_LAUNCH_LOG=FOLDER the names of the kernels that this process has launched are left there at its
+// end.
+struct LaunchLog {
+  const char* const folder = std::getenv("SIMT_LAUNCH_LOG");
+  std::set<std::string> names;
+  ~LaunchLog() {
+    if (folder == nullptr) return;
+    std::ofstream file(std::string(folder) + "/" + std::to_string(getpid()));
+    for (const std::string& name : names) file << name << '\n';
+  }
+} launch_log;
+
+}  // namespace
+
 void run_grid(const Launch& launch, const std::function<void()>& body) {
   if (current_grid != nullptr) throw Error("simt: a launch from within a kernel");
   check_limits(launch);
+  launch_log.names.insert(launch.name);
   static std::vector<std::unique_ptr<Block>> blocks;  // with their stacks, for the next launch
   Grid grid;
   grid.launch = &launch;
