@@ -26,10 +26,10 @@ def device_tests(pattern):
     return item
 
 
-def lookup(shape):
+def lookup(variant, shape):
     def item(session, data):
-        result, problem = kernels.compare_call(session, f"simt_tiled-{shape.replace(',', '-')}", "lookup", "--variant",
-                                               "simt_tiled", "--shape", shape, "--seconds", "1", limit=25)
+        result, problem = kernels.compare_call(session, f"{variant}-{shape.replace(',', '-')}", "lookup", "--variant",
+                                               variant, "--shape", shape, "--seconds", "1", limit=25)
         data.update(result)
         cases = result.get("cases", [])
         if problem or not cases:
@@ -54,8 +54,10 @@ ITEMS = {
                              "--set", "quantizer.kind=none"),
     "K = 4096": run("k4096", {"mse": (0.007, 0.0105), "codes_used": (3800, 4096)}, "--set", "data.validation=20000",
                     "--set", "train.epochs=2", "--set", "quantizer.codebook_size=4096", "--set", "quantizer.dim=64"),
-    "simt_tiled at S3": lookup(kernels.S3),
-    "simt_tiled at S5": lookup(kernels.S5),
+    "mma_sync at S2": lookup("mma_sync", kernels.S2),
+    "wgmma_plain at S2": lookup("wgmma_plain", kernels.S2),
+    "simt_tiled at S3": lookup("simt_tiled", kernels.S3),
+    "simt_tiled at S5": lookup("simt_tiled", kernels.S5),
     **{name: device_tests(pattern) for name, pattern in TESTS.items() if name != "weight gradient"},
 }
 
