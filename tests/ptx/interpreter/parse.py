@@ -198,9 +198,10 @@ class Module:
         self._shared, self._dynamic, self._compiled = shared, dynamic, {}
 
     def kernel(self, name: str):
-        """The one whose mangled name contains `name` as a whole identifier, else as a part."""
+        """The one of this name, or whose mangled name contains it as a whole identifier, else as a part."""
         from .compile import compile_kernel
-        names = [n for n in self.kernels if f"{len(name)}{name}" in n] or [n for n in self.kernels if name in n]
+        tests = (lambda n: n == name, lambda n: f"{len(name)}{name}" in n, lambda n: name in n)
+        names = next(filter(None, ([n for n in self.kernels if test(n)] for test in tests)), [])
         if len(names) != 1:
             raise PtxError(f"{len(names)} kernels are named {name}: {names or list(self.kernels)}")
         found = names[0]
