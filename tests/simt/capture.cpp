@@ -1,5 +1,6 @@
 // Captured graphs: what a stream is given between begin and end becomes a list, which a launch puts into a
-// queue. A graph with forks is replayed in the order in which it was captured.
+// queue. A graph with forks is replayed in the order in which it was captured; that its forks do not disturb
+// each other is checked at the capture.
 #include <algorithm>
 
 #include "device.hpp"
@@ -38,6 +39,15 @@ void capture_node(CUstream_st& stream, GraphNode node) {
   if (&stream != capture.origin &&
       std::find(capture.forks.begin(), capture.forks.end(), &stream) == capture.forks.end())
     capture.forks.push_back(&stream);
+  Clock& clock = capture.clocks[&stream];
+  const uint32_t sequence = clock.tick(stream.slot);
+  const auto operation = std::make_shared<const Operation>(
+      Operation{stream.slot, sequence, node.name, node.at, stream.name, clock});
+  for (const Access& access : node.accesses)
+    if (Allocation* allocation = find_allocation(access.address);
+        allocation != nullptr && options().check_order)
+      for (Part* part : parts_of(*allocation, access))
+        check_order(part->name, capture.touches[part], {operation, access.write}, clock);
   capture.nodes.push_back(std::move(node));
 }
 
@@ -45,6 +55,7 @@ std::shared_ptr<Recording> capture_record(CUstream_st& stream) {
   auto recording = std::make_shared<Recording>();
   recording->stream = &stream;
   recording->captured = true;
+  recording->clock = device().capture->clocks[&stream];
   return recording;
 }
 
@@ -55,6 +66,7 @@ bool capture_wait(CUstream_st& stream, Recording& recording) {
   if (!recording.captured)
     throw Error("simt: a captured stream waits for an event from outside of the capture");
   stream.capturing = true;
+  d.capture->clocks[&stream].join(recording.clock);
   if (&stream == d.capture->origin) std::erase(d.capture->forks, recording.stream);
   return true;
 }

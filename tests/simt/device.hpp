@@ -97,11 +97,14 @@ struct QueueItem {
   bool is_kernel = false;  // its accesses are its instructions, else those declared
 };
 
-// A capture that has begun, and the streams that work for it.
+// A capture that has begun, and the streams that work for it. A graph orders its nodes as captured, whatever
+// the streams do elsewhere: so it has clocks and a history of its own.
 struct Capture {
   CUstream_st* origin = nullptr;
   std::vector<CUstream_st*> forks;  // with work that the origin has not waited for yet
   std::vector<GraphNode> nodes;
+  std::map<CUstream_st*, Clock> clocks;
+  std::map<Part*, std::vector<Touch>> touches;
 };
 
 }  // namespace simt
@@ -159,6 +162,8 @@ void release_holds();  // those that the host has waited for
 void check_bands();
 void install_fault_handler();
 std::string describe(const Operation& operation);
+// Throws Error if `now` is not ordered after one of the touches of a part; else it becomes one of them.
+void check_order(const std::string& part, std::vector<Touch>& touches, const Touch& now, const Clock& known);
 std::string unordered(const std::string& part, const std::string& now, bool write, const Touch& then);
 
 // ---- capture.cpp ----

@@ -83,20 +83,20 @@ size_t queued_operations() {
 
 // ---- clocks ----
 
-namespace {
-
-void check_order(Part& part, const Touch& now, const Clock& known) {
-  for (const Touch& then : part.touches)
+void check_order(const std::string& part, std::vector<Touch>& touches, const Touch& now, const Clock& known) {
+  for (const Touch& then : touches)
     if ((now.write || then.write) && then.operation->sequence > known[then.operation->slot])
-      throw Error(unordered(part.name, describe(*now.operation), now.write, then));
+      throw Error(unordered(part, describe(*now.operation), now.write, then));
   if (now.write)
-    part.touches.clear();
+    touches.clear();
   else
-    std::erase_if(part.touches, [&](const Touch& then) {
+    std::erase_if(touches, [&](const Touch& then) {
       return !then.write && then.operation->slot == now.operation->slot;
     });
-  part.touches.push_back(now);
+  touches.push_back(now);
 }
+
+namespace {
 
 void check_accesses(const QueueItem& item, const Clock& known) {
   for (const Access& access : item.accesses) {
@@ -109,7 +109,7 @@ void check_accesses(const QueueItem& item, const Clock& known) {
                   " bytes reach beyond the end of '" + allocation->rest.name + "'");
     const Touch touch{item.operation, access.write};
     if (options().check_order)
-      for (Part* part : parts_of(*allocation, access)) check_order(*part, touch, known);
+      for (Part* part : parts_of(*allocation, access)) check_order(part->name, part->touches, touch, known);
     if (allocation->pinned) hold_pinned(access, touch);
   }
 }
