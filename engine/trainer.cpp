@@ -256,17 +256,28 @@ void Trainer::resume_at(int64_t step, int64_t skipped, int64_t skipped_in_a_row)
   runtime_.synchronize(stream_);
 }
 
+namespace {
+
+// The first row, along the first dimension, with a value that is not finite; or -1.
+int64_t first_bad_row(const View<const float>& tensor, const Runtime& runtime) {
+  const std::vector<float> values = to_host(tensor, runtime);
+  const auto bad = std::find_if(values.begin(), values.end(), [](float x) { return !std::isfinite(x); });
+  return bad == values.end() ? -1 : (bad - values.begin()) / (tensor.size() / tensor[0]);
+}
+
+}  // namespace
+
 std::string Trainer::first_bad_tensor() const {
   const StepMetrics& step = host_ring_.data[host_optimizer_.data->halted_at % kMetricsRing];
   if (step.first_bad_row >= 0) return fmt::format("latent row {}", step.first_bad_row);
-  if (!std::isfinite(step.reconstruction)) return "the reconstruction loss";
-  const ParameterStore& p = model_.parameters();
-  const std::vector<float> gradients = to_host(p.gradients(), runtime_);
-  for (size_t id = 0; id < p.parameters().size(); ++id) {
-    const int64_t begin = p.parameters()[id].offset, end = begin + p.gradient(id).size();
-    for (int64_t i = begin; i < end; ++i)
-      if (!std::isfinite(gradients[size_t(i)])) return "the gradient of " + p.parameters()[id].name;
+  if (!std::isfinite(step.reconstruction)) {
+    const int64_t image = first_bad_row(model_.reconstruction(), runtime_);
+    return image < 0 ? "the reconstruction loss" : fmt::format("the reconstruction of image {}", image);
   }
+  const ParameterStore& p = model_.parameters();
+  for (size_t id = 0; id < p.parameters().size(); ++id)
+    if (const int64_t row = first_bad_row(p.gradient(id), runtime_); row >= 0)
+      return fmt::format("row {} of the gradient of {}", row, p.parameters()[id].name);
   return "the norm of all gradients";
 }
 

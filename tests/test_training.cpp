@@ -177,6 +177,27 @@ TEST_CASE("training: a value that is not finite stops the step and spares the st
   CHECK(std::equal(codes_before.begin(), codes_before.end(), codebook.data));
 }
 
+TEST_CASE("training: the tensor and the row that are not finite are named", "[bad-input]") {
+  const Runtime runtime("cpu", 1);
+  const ImageSet set = synthetic_images(40, 8, 8, 1, 1);
+  const Config config = parse_config(tiny_config("d"), "tiny", {"quantizer.initialisation=uniform"});
+  const auto report_of = [&](float last_bias) {
+    Trainer trainer(config, runtime, {&set, 0, 40});
+    const ParameterStore& p = trainer.model().parameters();
+    p.weight(p.parameters().size() - 1).data[0] = last_bias;
+    std::string what;
+    try {
+      trainer.step();
+    } catch (const Error& error) {
+      what = error.what();
+    }
+    return what;
+  };
+  CHECK(report_of(1e17f) == "");
+  CHECK(report_of(std::numeric_limits<float>::quiet_NaN()) == "the reconstruction of image 0 is not finite");
+  CHECK(report_of(1e30f) == "the reconstruction loss is not finite");
+}
+
 TEST_CASE("training: skipped steps leave all state alone and resume in the middle of them", "[bad-input]") {
   const Runtime runtime("cpu", 1);
   const ImageSet set = synthetic_images(40, 8, 8, 1, 1);
