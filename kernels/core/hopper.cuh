@@ -26,9 +26,9 @@ struct alignas(8) MBarrier {
 constexpr int kSwizzle = 128;            // bytes of a row of a swizzled tile
 constexpr int kTileAlignment = 8 * 128;  // after 8 rows the pattern repeats
 
-// Whether warpgroups of a kernel with a launch bound of `threads` may ask for these numbers: a launch gives
-// each thread an equal part of 65536 registers, from which some release and others take. Else they would wait
-// for ever, or ask for what PTX does not define.
+// Whether warpgroups of a kernel with __launch_bounds__(threads, 1), which ptxas insists on, may ask for
+// these numbers. A launch gives each thread an equal part of 65536 registers, in eights; what some release,
+// others can take. With more they would wait for ever, and the other direction PTX does not define.
 constexpr bool registers_fit(int threads, std::initializer_list<int> released,
                              std::initializer_list<int> taken) {
   const int at_launch = 65536 / threads / 8 * 8;
@@ -41,7 +41,7 @@ constexpr bool registers_fit(int threads, std::initializer_list<int> released,
     if (number % 8 != 0 || number > 256 || number < at_launch) return false;
     all += number;
   }
-  return int(released.size() + taken.size()) * 128 == threads && all * 128 <= 65536;
+  return int(released.size() + taken.size()) * 128 == threads && all * 128 <= at_launch * threads;
 }
 
 }  // namespace vqlab::hopper
@@ -132,8 +132,8 @@ using Accumulators = float[64];
 #define VQ_ACC_64 \
   VQ_ACC_8(0), VQ_ACC_8(8), VQ_ACC_8(16), VQ_ACC_8(24), VQ_ACC_8(32), VQ_ACC_8(40), VQ_ACC_8(48), VQ_ACC_8(56)
 
-// Before the first product of a batch, and after the accumulators were written by other means. This and the
-// wait name the accumulators as operands: else the compiler could move their uses across.
+// Before the first product of a batch, once the accumulators have been read or written by other means. This
+// and the wait name the accumulators as operands: else the compiler could move their uses across.
 __device__ __forceinline__ void fence_products(Accumulators& d) {
   asm volatile("wgmma.fence.sync.aligned;" : VQ_ACC_64::"memory");
 }

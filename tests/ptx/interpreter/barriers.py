@@ -13,6 +13,7 @@ class MBarrier:
     expected: int
     pending: int
     bytes: int = 0  # to come, less come
+    shown: bool = False  # to the asynchronous proxy
     phases: int = 0  # that have ended
 
     def end_phase_if_complete(self):
@@ -44,6 +45,10 @@ class Barriers:
         if not 1 <= count < 1 << 20:
             thread.fail(f"mbarrier for {count} arrivals")
         self.barriers[address] = MBarrier(count, count)
+
+    def fence_barrier_init(self):
+        for barrier in self.barriers.values():
+            barrier.shown = True
 
     def forget_barrier(self, thread, address: int):
         self._barrier(thread, address)
@@ -95,7 +100,8 @@ class Barriers:
         if barrier is None:
             thread.bulk_stores += 1
         else:
-            self._barrier(thread, barrier)
+            if not self._barrier(thread, barrier).shown:
+                thread.fail("a bulk copy counts on an mbarrier without fence.mbarrier_init")
             self.state[tile // 4:(tile + size) // 4] = bytes([2]) * (size // 4)
         self.copies_in_flight.append((thread, tensor, begin, tile, row, column, barrier))
 

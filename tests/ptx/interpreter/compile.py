@@ -249,6 +249,8 @@ class _Statement:
         raise KeyError(self.op)
 
     def _fence(self) -> str:
+        if self.parts[1] == "mbarrier_init":
+            return "t.block.fence_barrier_init()"
         return "t.fence_proxy()" if self.parts[1:3] == ["proxy", "async"] else "pass"
 
     def _membar(self) -> str:

@@ -122,7 +122,7 @@ def _setmaxnreg(block, i, threads):
         threads[0].fail(f"setmaxnreg.{i.parts[1]} from {before} to {number}")
     group.registers = number
     asked = [g.registers for g in block.groups.values() if g.registers]
-    if sum(asked) * 128 > FILE_REGISTERS:
+    if sum(asked) * 128 > limit * len(block.threads):  # those of the launch
         threads[0].fail(f"setmaxnreg: warpgroups ask for {asked} registers")
 
 
