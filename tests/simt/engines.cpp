@@ -87,6 +87,10 @@ void init_mbarrier(void* barrier, uint32_t arrivals, Place at) {
   made.arrivals = made.pending = arrivals;
 }
 
+void show_mbarriers() {
+  for (auto& [address, barrier] : current_thread->block->mbarriers) barrier.shown = true;
+}
+
 void arrive(void* barrier, uint32_t expected_bytes, Place at) {
   maybe_yield();
   Block& block = *current_thread->block;
@@ -153,7 +157,8 @@ void start_box_copy(const BoxCopy& copy, Place at) {
   if (!aligned(copy.tile, 1024))
     fail("misaligned", "a swizzled tile that does not begin at a multiple of 1024", at);
   Block& block = *current_thread->block;
-  (void)known_mbarrier(block, copy.barrier, at);
+  if (!known_mbarrier(block, copy.barrier, at).shown)
+    fail("mbarrier", "a bulk copy counts on one without fence.mbarrier_init", at);
   const race::Snapshot issuer = race::snapshot();
   race::run_as_engine(issuer, block, race::kCopyEngine, [&] {
     for_each_part(copy, [&](unsigned char* to, int64_t, int64_t) {

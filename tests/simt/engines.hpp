@@ -22,6 +22,7 @@ void multiply(Element element, float* d, const uint32_t* a, const uint32_t* b, P
 
 // ---- barriers in shared memory: mbarrier ----
 void init_mbarrier(void* barrier, uint32_t arrivals, Place at);
+void show_mbarriers();
 void arrive(void* barrier, uint32_t expected_bytes, Place at);
 void wait_for_phase(void* barrier, uint32_t parity, Place at);
 

@@ -56,6 +56,7 @@ struct MBarrier {
   uint32_t arrivals = 0, pending = 0;
   int64_t bytes = 0;    // expected less copied, in this phase
   uint64_t phases = 0;  // that have ended
+  bool shown = false;   // to the copy engine
   std::vector<Thread*> waiting;
 };
 

@@ -28,7 +28,7 @@ namespace vqlab::hopper {
 inline void init_barrier(MBarrier* barrier, uint32_t arrivals, SIMT_PLACE) {
   simt::init_mbarrier(barrier, arrivals, place);
 }
-inline void fence_barrier_init() {}
+inline void fence_barrier_init() { simt::show_mbarriers(); }
 inline void arrive(MBarrier* barrier, SIMT_PLACE) { simt::arrive(barrier, 0, place); }
 inline void arrive_and_expect(MBarrier* barrier, uint32_t bytes, SIMT_PLACE) {
   simt::arrive(barrier, bytes, place);

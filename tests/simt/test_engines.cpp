@@ -119,23 +119,24 @@ TEST_CASE("emulator: phases of an mbarrier order threads, and its misuse is repo
 
 constexpr int kTileBytes = 128 * 128;
 
-void load_to(const TensorMap map, int offset, int expected_bytes) {
+void load_to(const TensorMap map, int offset, int expected_bytes, bool fence) {
   VQ_DYN_SHARED(1024, memory);
   auto* barrier = reinterpret_cast<hopper::MBarrier*>(memory + 2 * kTileBytes);
   hopper::init_barrier(barrier, 1);
+  if (fence) hopper::fence_barrier_init();
   hopper::arrive_and_expect(barrier, uint32_t(expected_bytes));
   hopper::load_tile_async(memory + offset, map, barrier, 0, 0);
   if (expected_bytes > 0) hopper::wait(barrier, 0);
 }
 
-std::string report_of_load(int offset, int expected_bytes) {
+std::string report_of_load(int offset, int expected_bytes, bool fence = true) {
   std::string report;
   for_each_policy(3, [&] {
     const TestStream stream;
     const Buffer<uint16_t> matrix(std::vector<uint16_t>(64 * 64, 0x3c00), stream, "matrix");
     const TensorMap map = make_tensor_map(matrix.data(), 64, 64, 128);
     report = error_of([&] {
-      launch("load", load_to, {1, 1, 3 * kTileBytes}, stream, map, offset, expected_bytes);
+      launch("load", load_to, {1, 1, 3 * kTileBytes}, stream, map, offset, expected_bytes, fence);
       stream.synchronize();
     });
   });
@@ -145,6 +146,7 @@ std::string report_of_load(int offset, int expected_bytes) {
 TEST_CASE("emulator: wrong bulk copies are reported", "[emulator]") {
   CHECK(report_of_load(0, kTileBytes).empty());  // rows behind the end count, too
   CHECK_REPORTED(report_of_load(512, kTileBytes), "misaligned");
+  CHECK_REPORTED(report_of_load(0, kTileBytes, false), "without fence.mbarrier_init");
   CHECK_REPORTED(report_of_load(0, kTileBytes / 2), "deadlock");
   CHECK_REPORTED(report_of_load(0, 0), "before it has waited for its bulk copies");
 }
