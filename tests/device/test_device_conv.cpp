@@ -100,7 +100,7 @@ TEST_CASE("device conv: the same bits each time", "[device]") {
     INFO(s.text());
     const Operands operands(s);
     const Results first = run_on_device(s, operands, Activation::relu);
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < (memory_is_checked() ? 1 : 3); ++i) {
       const Results again = run_on_device(s, operands, Activation::relu);
       CHECK((first.output == again.output));
       CHECK((first.d_input == again.d_input));
