@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kBlock)
                              const float* codebook /*(K, D)*/, const float* pack_norms /*(norm_blocks)*/,
                              int64_t K, int D, int half_D, int64_t norm_blocks) {
   VQ_SHARED(float, warp_largest, [kWarps]);
-  const float scale = half_scale(block_largest(pack_norms, norm_blocks));
+  const float scale = half_scale(block_largest(pack_norms, norm_blocks)), back = 1.0f / scale;
   const int warp = int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
   float largest = 0.0f;
   for (int i = warp; i < int(kPackBlockCodes); i += kWarps) {
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kBlock)
     for (int d = lane; d < half_D; d += 32) {
       const float c = d < D ? codebook[k * D + d] : 0.0f;
       const __half rounded = __float2half_rn(c * scale);
-      const float loss = c - __half2float(rounded) / scale;
+      const float loss = c - __half2float(rounded) * back;
       loss_square = fmaf(loss, loss, loss_square);
       halves[k * half_D + d] = rounded;
     }
@@ -39,14 +39,17 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+int64_t code_bytes(int64_t K, int64_t D) { return padded(K * half_dims(D) * int64_t(sizeof(__half))); }
 
 }  // namespace
 
-HalfCodes half_codes(std::byte* memory, int64_t K, int64_t D) {
-  const int64_t codes = padded(K * half_dims(D) * int64_t(sizeof(__half)));
+int64_t half_codes_bytes(int64_t K, int64_t D) {
   const int64_t norms = (K + kPackCodes - 1) / kPackCodes * (kPackCodes / kPackBlockCodes);
-  return {reinterpret_cast<__half*>(memory), reinterpret_cast<float*>(memory + codes),
-          codes + padded(norms * int64_t(sizeof(float)))};
+  return code_bytes(K, D) + padded(norms * int64_t(sizeof(float)));
+}
+
+HalfCodes half_codes(std::byte* memory, int64_t K, int64_t D) {
+  return {reinterpret_cast<__half*>(memory), reinterpret_cast<float*>(memory + code_bytes(K, D))};
 }
 
 void pack_half_codes(const LookupOp& op, const LookupWork& work, const HalfCodes& halves, Stream stream) {

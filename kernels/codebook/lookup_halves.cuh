@@ -5,10 +5,10 @@
 // them. The product of the roundings, divided by p q, is the score's x . c up to (kernels' notation: ^ is
 // what the rounding stands for, d what it lost)
 //   |x . c - x^ . c^| = |dx . c + x^ . dc| <= |dx| C + (X + |dx|) dC,
-// and up to what the tensor core loses in ceil(D / 16) steps of 16, each <= 2 * 19 * 2^-24 |x^| |c^|: 17
-// addends cut off below the 24th bit of the largest and a sum cut off to fp32 (measured by others on Hopper,
-// arXiv 2512.07004; NVIDIA does not say), twice that to be safe. Self-tests compare with score64 on this very
-// GPU.
+// and up to what the tensor core loses in ceil(D / 16) steps of 16. In each, 17 addends are cut off, and
+// their sum is cut off to fp32. On Hopper addends are cut off at 2^-25 of the largest (arXiv 2512.07004);
+// NVIDIA does not say. With 2^-24 that is 19 * 2^-24 |x^| |c^| a step, and twice that is assumed. A test
+// measures it on the GPU at hand, and self-tests compare with score64.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -23,10 +23,10 @@ inline int64_t half_dims(int64_t D) { return (D + kHalfDims - 1) / kHalfDims * k
 // The codebook in fp16. Parts of LookupWork::rest.
 struct HalfCodes {
   __half* codes;      // (K, half_dims(D)), half(q c_k)
-  float* loss_norms;  // (norm_blocks), the largest |dc_k| of a block of codes, to nearest
-  int64_t bytes;      // of both, padded to 256
+  float* loss_norms;  // (norm_blocks), at least the |dc_k| of a block of codes
 };
-HalfCodes half_codes(std::byte* memory, int64_t K, int64_t D);  // null: for the bytes
+int64_t half_codes_bytes(int64_t K, int64_t D);  // of both, a multiple of 256
+HalfCodes half_codes(std::byte* memory, int64_t K, int64_t D);
 // Fills both, from pack_norms.
 void pack_half_codes(const LookupOp& op, const LookupWork& work, const HalfCodes& halves, Stream stream);
 
@@ -73,7 +73,7 @@ __device__ inline HalfRow round_row(const float* latent, int D, int half_D, floa
 // How far the scores of a row may be off beyond fp32, as settle_row takes it.
 __device__ inline float half_error(const HalfRow& row, float loss_norm, int64_t D, const ErrorBound& bound) {
   constexpr float up = 1.0f + 0x1p-16f;
-  const float X = bound.norm(row.square), dX = bound.norm(row.loss_square), dC = loss_norm * up;
+  const float X = bound.norm(row.square), dX = bound.norm(row.loss_square), dC = loss_norm;
   const float core = float((D + 15) / 16) * (2.0f * 19.0f * 0x1p-24f);
   return fmaf(dX, bound.C, (X + dX) * (dC + core * (bound.C + dC))) * up + kTiny;
 }

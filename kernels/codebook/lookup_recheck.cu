@@ -1,4 +1,4 @@
-// What comes before and after the fp32 filter of a CUDA lookup: packing the codebook, and score64 for the
+// What comes before and after the filter of a CUDA lookup: packing the codebook, and score64 for the
 // rows that the filter left open. Ties: the lowest code.
 // Mapping: packing, a block transposes 32 codes. Recheck, a block takes 8 rows of the list at a time, a
 // thread every 256th group of 4 codes; a code competes by score64 only if its fp32 score reaches the floor.

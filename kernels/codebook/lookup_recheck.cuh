@@ -1,6 +1,6 @@
-// What the CUDA lookups share. Each of them filters in fp32: it keeps the best and the second best score of a
-// row, and settle_row decides whether they are far enough apart to name the nearest code. The other rows go
-// to a list, and recheck_lookup lets score64 decide them. So every such variant is exact.
+// What the CUDA lookups share. Each of them filters in fp32 or fp16: it keeps the best and the second best
+// score of a row, and settle_row decides whether they are far enough apart to name the nearest code. The
+// other rows go to a list, and recheck_lookup lets score64 decide them. So every such variant is exact.
 #pragma once
 
 #include "../core/cuda.hpp"

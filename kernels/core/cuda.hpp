@@ -74,6 +74,17 @@ inline int compute_capability() {
          device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
 
+// A function of the driver, as of a CUDA version (12000: 12.0). Throws Error(device) if it has none.
+inline void* driver_function(const char* name, unsigned version) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t status =
+      cudaGetDriverEntryPointByVersion(name, &function, version, cudaEnableDefault, &found);
+  if (status == cudaSuccess && found == cudaDriverEntryPointSuccess) return function;
+  (void)cudaGetLastError();
+  throw Error(ErrorKind::device, fmt::format("the driver has no {}", name), "install a newer driver");
+}
+
 // Grid, block, dynamic shared memory in bytes and, unseen, the place of the launch. (A default argument
 // cannot follow the parameter pack of launch(), so the shape carries the place.)
 struct LaunchShape {

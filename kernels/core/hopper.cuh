@@ -10,12 +10,22 @@
 #include "ptx.cuh"
 #include "tensor_map.hpp"
 
-// Whether this compilation has them: a binary for sm_90 without the `a` has not.
+// Whether this compilation has them: one for sm_90 without the `a` has not. A kernel that uses them traps
+// there.
 #if defined(VQ_SIMT) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define VQ_HOPPER 1
 #endif
 
 namespace vqlab::hopper {
+
+// Whether the current GPU has them and this build, as far as it can be told before a launch.
+inline bool available() {
+#if defined(VQ_SM90A)
+  return compute_capability() == 90;
+#else
+  return false;
+#endif
+}
 
 // A barrier in shared memory: a phase ends when `arrivals` threads have arrived and the bytes expected have
 // been copied, and the next begins. Phases have parity 0, 1, 0, ...

@@ -64,7 +64,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row)
   }
 VQ_PTX_MMA(mma_f16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 VQ_PTX_MMA(mma_bf16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
-// Operands are fp32, whose 13 lowest bits the hardware ignores.
+// Operands are fp32, whose 13 lowest bits tensor cores were seen to ignore.
 VQ_PTX_MMA(mma_tf32, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef VQ_PTX_MMA
 

@@ -7,7 +7,7 @@
 
 namespace vqlab {
 
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   std::byte opaque[128];
 };
 

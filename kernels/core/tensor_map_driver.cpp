@@ -2,20 +2,15 @@
 
 #include <cstring>
 
-#include "check.hpp"
-#include "library.hpp"
+#include "cuda.hpp"
 #include "tensor_map.hpp"
 
 namespace vqlab {
 
 TensorMap make_tensor_map(const void* data, int64_t rows, int64_t columns, int box_rows) {
   check_tensor_map(data, rows, columns, box_rows);
-  // The driver's library, which the runtime has loaded already.
-  static const auto encode = [] {
-    constexpr const char* kName = "libcuda.so.1";
-    return reinterpret_cast<decltype(&::cuTensorMapEncodeTiled)>(
-        library_function(open_library(kName), kName, "cuTensorMapEncodeTiled"));
-  }();
+  static const auto encode =
+      reinterpret_cast<decltype(&::cuTensorMapEncodeTiled)>(driver_function("cuTensorMapEncodeTiled", 12000));
   const cuuint64_t sizes[] = {cuuint64_t(columns), cuuint64_t(rows)}, row_bytes[] = {cuuint64_t(2 * columns)};
   const cuuint32_t box[] = {kBoxColumns, cuuint32_t(box_rows)}, every[] = {1, 1};
   CUtensorMap encoded;
@@ -26,7 +21,7 @@ TensorMap make_tensor_map(const void* data, int64_t rows, int64_t columns, int b
   VQ_REQUIRE(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled of ({}, {}) in boxes of {} rows: error {}", rows,
              columns, box_rows, int(status));
   TensorMap map;
-  static_assert(sizeof map == sizeof encoded);
+  static_assert(sizeof map == sizeof encoded && alignof(TensorMap) == alignof(CUtensorMap));
   std::memcpy(&map, &encoded, sizeof map);
   return map;
 }

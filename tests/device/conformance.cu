@@ -295,6 +295,8 @@ const std::vector<ConformanceCase>& conformance_cases() {
   return cases;
 }
 
+bool can_run(const ConformanceCase& which) { return !which.hopper || hopper::available(); }
+
 void run_conformance(const ConformanceCase& which, uint32_t* out, const uint32_t* in, Stream stream) {
   for (const Entry& entry : entries()) {
     if (std::string_view(entry.shape.name) != which.name) continue;

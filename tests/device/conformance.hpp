@@ -27,6 +27,7 @@ struct ConformanceCase {
 };
 
 const std::vector<ConformanceCase>& conformance_cases();
+bool can_run(const ConformanceCase& which);  // on this GPU, in this build
 
 // Launches the kernel of a case; out (out_words), in (in_words), on the device.
 void run_conformance(const ConformanceCase& which, uint32_t* out, const uint32_t* in, Stream stream);

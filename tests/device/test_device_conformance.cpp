@@ -7,7 +7,6 @@
 
 #include "conformance.hpp"
 #include "device_testing.hpp"
-#include "kernels/core/cuda.hpp"
 #include "on_both.hpp"
 
 namespace vqlab::testing {
@@ -203,7 +202,7 @@ void dump(const ConformanceCase& c, const Words& in, const Words& out, const std
 TEST_CASE("device: conformance of the functions that are one instruction", "[kernels][conformance]") {
   const char* folder = std::getenv("VQLAB_DUMP_GOLDEN");
   for (const ConformanceCase& c : conformance_cases()) {
-    if (c.hopper && compute_capability() != 90) continue;
+    if (!can_run(c)) continue;
     const Words in = input_of(c), wanted = expected(c, in);
     for_each_schedule([&] {
       const DeviceArray<uint32_t> from(in), to(c.out_words);
@@ -229,7 +228,7 @@ TEST_CASE("device: conformance of tensor cores to the error bound of the lookups
   };
   for (const ConformanceCase& c : conformance_cases()) {
     const bool warp = std::string_view(c.name) == "mma_f16";
-    if (!warp && (std::string_view(c.name) != "accumulate" || compute_capability() != 90)) continue;
+    if ((!warp && std::string_view(c.name) != "accumulate") || !can_run(c)) continue;
     Words in(size_t(c.in_words), 0);
     for (size_t i = 0; i < in.size(); ++i) in[i] = awkward_half(2 * i) | awkward_half(2 * i + 1) << 16;
     const auto number = [&](int word, int half) { return value_of(in[size_t(word)] >> 16 * half & 0xffff); };

@@ -3,9 +3,9 @@
 // are decided by score64 (lookup_recheck.cu). Ties: the lowest code.
 // Mapping: a block owns 128 rows, rounds them into shared memory once, and passes over the codes, 128 at a
 // time, in slabs of 64 dimensions that cp.async brings two slabs ahead; 4 x 2 warps own 32 x 64 scores each.
-// Traffic: N * D floats of latents, twice; K * D halves of codebook per block, from L2. Shared memory: 58 KB
-// and 256 bytes for each dimension. Needs: sm_80; D up to 384 where a block can have 163 KB. Measured: not
-// yet run on a GPU.
+// Traffic: N * D floats of latents, twice; K * D halves of codebook per block, from L2. Shared memory: 61 KB
+// and 256 bytes for each dimension. Needs: sm_80; D up to what fits, 416 on an A100, 640 on an H100.
+// Measured: not yet run on a GPU.
 #include "../../core/ptx.cuh"
 #include "../lookup_halves.cuh"
 
@@ -173,11 +173,11 @@ const LookupVariant lookup_mma_sync = {
     .supports =
         [](int64_t, int64_t K, int64_t D) {
           constexpr int64_t kStatic = 8 * 1024;
-          return K <= int64_t(1) << 30 && D <= 384 && compute_capability() >= 80 &&
+          return K <= int64_t(1) << 30 && D <= 4096 && compute_capability() >= 80 &&
                  shared_bytes(D) + kStatic <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
         },
     .scratch_bytes = [](int64_t N, int64_t K,
-                        int64_t D) { return lookup_work_bytes(N, K, D, half_codes(nullptr, K, D).bytes); },
+                        int64_t D) { return lookup_work_bytes(N, K, D, half_codes_bytes(K, D)); },
     .run = run_mma_sync,
 };
 

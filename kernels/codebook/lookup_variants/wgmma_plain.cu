@@ -1,12 +1,12 @@
 // Scores s_k = x.c_k - |c_k|^2 / 2 from fp16 products of warpgroups (wgmma), rounded as lookup_halves.cuh
 // says, with the argmax in the epilogue. Rows whose best two scores are too close for that are decided by
-// score64 (lookup_recheck.cu). Ties: the lowest code. Plain: tensor cores wait while scores are compared,
-// which is what flash-kmeans' Hopper kernel does (branch fa3); a baseline for variants that overlap the two.
-// Mapping: a block owns 128 rows, which the TMA loads once, and passes over the codes, 128 at a time, in
-// slabs of 64 dimensions through a ring of 4 stages; one thread of warpgroup 0 asks for them, warpgroups 1
-// and 2 multiply 64 rows each. Traffic: N * D floats of latents read and as many halves written and read
-// again; K * D halves of codebook per block, from L2. Shared memory: 65 KB and 16 KB for each 64 dimensions.
-// Needs: sm_90a; D up to 512. Measured: not yet run on a GPU.
+// score64 (lookup_recheck.cu). Ties: the lowest code. Plain: the tensor cores wait while their own warpgroup
+// compares scores, which is what flash-kmeans' Hopper kernel does (branch fa3); a baseline for variants that
+// overlap the two. Mapping: a block owns 128 rows, which the TMA loads once, and passes over the codes, 128
+// at a time, in slabs of 64 dimensions through a ring of 4 stages; one thread of warpgroup 0 asks for them,
+// warpgroups 1 and 2 multiply 64 rows each. Traffic: N * D floats of latents read and as many halves written
+// and read again; K * D halves of codebook per block, from L2. Shared memory: 65 KB and 16 KB for each 64
+// dimensions. Needs: sm_90a; D up to 512. Measured: not yet run on a GPU.
 #include "../../core/hopper.cuh"
 #include "../lookup_halves.cuh"
 
@@ -168,40 +168,39 @@ __global__ void __launch_bounds__(kBlock, 1) lookup_wgmma_plain_kernel(
                int32_t(row + 8 * h), top[h], own[h].square, latents + (row + 8 * h) * D, D, bound,
                half_error(own[h], loss_norm, D, bound));
   }
+#else
+  __trap();
 #endif
 }
 
-// Parts of LookupWork::rest.
-struct Parts {
-  HalfCodes codes;
-  __half* latents;  // (N, half_dims(D))
-  HalfRow* rows;    // (N)
-  int64_t bytes;
+// Where the parts of LookupWork::rest begin, in bytes.
+struct Layout {
+  int64_t latents, rows, bytes;  // halves (N, half_dims(D)) behind the codes, HalfRow (N)
+  Layout(int64_t N, int64_t K, int64_t D) {
+    latents = half_codes_bytes(K, D);
+    rows = latents + (N * half_dims(D) * int64_t(sizeof(__half)) + 255) / 256 * 256;
+    bytes = rows + N * int64_t(sizeof(HalfRow));
+  }
 };
-
-Parts parts_of(std::byte* memory, int64_t N, int64_t K, int64_t D) {
-  const HalfCodes codes = half_codes(memory, K, D);
-  const int64_t latents = (N * half_dims(D) * int64_t(sizeof(__half)) + 255) / 256 * 256;
-  return {codes, reinterpret_cast<__half*>(memory + codes.bytes),
-          reinterpret_cast<HalfRow*>(memory + codes.bytes + latents),
-          codes.bytes + latents + N * int64_t(sizeof(HalfRow))};
-}
 
 void run_wgmma_plain(const LookupOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1], half_D = half_dims(D);
   const LookupWork work = prepare_lookup(op, stream);
-  const Parts parts = parts_of(work.rest.data, N, K, D);
-  pack_half_codes(op, work, parts.codes, stream);
+  const Layout at(N, K, D);
+  const HalfCodes codes = half_codes(work.rest.data, K, D);
+  auto* const latents = reinterpret_cast<__half*>(work.rest.data + at.latents);
+  auto* const rows = reinterpret_cast<HalfRow*>(work.rest.data + at.rows);
+  pack_half_codes(op, work, codes, stream);
   constexpr int kRows = kRoundThreads / 32;
   launch("lookup_round_rows", lookup_round_rows_kernel,
-         {unsigned((N + kRows - 1) / kRows), unsigned(kRoundThreads)}, stream, parts.latents, parts.rows,
-         op.latents.data, work.pack_norms, N, int(D), int(half_D), work.norm_blocks());
+         {unsigned((N + kRows - 1) / kRows), unsigned(kRoundThreads)}, stream, latents, rows, op.latents.data,
+         work.pack_norms, N, int(D), int(half_D), work.norm_blocks());
   launch("lookup_wgmma_plain", lookup_wgmma_plain_kernel,
          {unsigned((N + kBlockN - 1) / kBlockN), unsigned(kBlock), size_t(shared_bytes(D))}, stream,
          op.codes.data, reinterpret_cast<unsigned*>(op.first_bad_row.data), work.doubtful_count,
-         work.doubtful, make_tensor_map(parts.latents, N, half_D, kBlockN),
-         make_tensor_map(parts.codes.codes, K, half_D, kBlockK), parts.rows, op.latents.data, work.half_norms,
-         work.pack_norms, parts.codes.loss_norms, N, int(K), int(D), int(half_D), work.norm_blocks());
+         work.doubtful, make_tensor_map(latents, N, half_D, kBlockN),
+         make_tensor_map(codes.codes, K, half_D, kBlockK), rows, op.latents.data, work.half_norms,
+         work.pack_norms, codes.loss_norms, N, int(K), int(D), int(half_D), work.norm_blocks());
   recheck_lookup(op, work, stream);
 }
 
@@ -214,9 +213,9 @@ const LookupVariant lookup_wgmma_plain = {
     .idea = "fp16 scores by TMA and wgmma, the argmax behind each tile; score64 where two are too close",
     .exact = true,
     .supports = [](int64_t, int64_t K,
-                   int64_t D) { return K <= int64_t(1) << 30 && D <= 512 && compute_capability() == 90; },
+                   int64_t D) { return K <= int64_t(1) << 30 && D <= 512 && hopper::available(); },
     .scratch_bytes = [](int64_t N, int64_t K,
-                        int64_t D) { return lookup_work_bytes(N, K, D, parts_of(nullptr, N, K, D).bytes); },
+                        int64_t D) { return lookup_work_bytes(N, K, D, Layout(N, K, D).bytes); },
     .run = run_wgmma_plain,
 };
 
