@@ -6,24 +6,20 @@ namespace vqlab::testing {
 
 // ---- copies of a thread: 32 threads, in (128), out (128) ----
 
-__global__ void conformance_copy(uint32_t* out, const uint32_t* in) {
+__device__ inline void copy_once(uint32_t* out, const uint32_t* in, unsigned place, bool valid) {
   VQ_SHARED(uint4, to, [32]);
-  ptx::copy_16_async(&to[31 - threadIdx.x], in + 4 * threadIdx.x, true);
+  ptx::copy_16_async(&to[place], in + 4 * threadIdx.x, valid);
   ptx::copies_commit();
   ptx::copies_wait<0>();
   __syncthreads();  // all copies are done before their words are read
   for (unsigned i = 0; i < 4; ++i)
     out[32 * i + threadIdx.x] = reinterpret_cast<uint32_t*>(to)[32 * i + threadIdx.x];
 }
-
+__global__ void conformance_copy(uint32_t* out, const uint32_t* in) {
+  copy_once(out, in, 31 - threadIdx.x, true);
+}
 __global__ void conformance_copy_zeros(uint32_t* out, const uint32_t* in) {
-  VQ_SHARED(uint4, to, [32]);
-  ptx::copy_16_async(&to[threadIdx.x], in + 4 * threadIdx.x, threadIdx.x % 3 != 1);
-  ptx::copies_commit();
-  ptx::copies_wait<0>();
-  __syncthreads();  // all copies are done before their words are read
-  for (unsigned i = 0; i < 4; ++i)
-    out[32 * i + threadIdx.x] = reinterpret_cast<uint32_t*>(to)[32 * i + threadIdx.x];
+  copy_once(out, in, threadIdx.x, threadIdx.x % 3 != 1);
 }
 
 // Three groups; the first two are read while the third may be on its way.

@@ -11,12 +11,6 @@ namespace {
 
 bool aligned(const void* address, uintptr_t to) { return reinterpret_cast<uintptr_t>(address) % to == 0; }
 
-// By a coin of the schedule, for what may happen now or later.
-bool happens_early(size_t one_in) {
-  return (options().policy == Policy::random || options().policy == Policy::priority) &&
-         current_grid->random.below(one_in) == 0;
-}
-
 // ---- copies of a thread ----
 
 void do_copy(const AsyncCopy& copy) {
@@ -35,7 +29,7 @@ void start_copy(void* shared, const void* global, bool valid, Place at) {
   if (!aligned(shared, 16) || (valid && !aligned(global, 16)))
     fail("misaligned", "a copy of 16 bytes from or to an address that is no multiple of 16", at);
   const AsyncCopy copy{shared, valid ? global : nullptr, at};
-  if (happens_early(4)) return do_copy(copy);
+  if (randomised() && current_grid->random.below(4) == 0) return do_copy(copy);  // may happen at once
   race::touch(shared, 16, race::Kind::write, at);
   race::undefine(shared, 16);
   std::memset(shared, 0xFF, 16);

@@ -155,5 +155,6 @@ void record_error(const std::string& kind, const std::string& text);
 [[noreturn]] void fail_here(const std::string& kind, const std::string& text);
 std::string describe(const Thread& thread);
 void set_options(const Options& options);
+bool randomised();  // whether the policy draws
 
 }  // namespace simt

@@ -46,8 +46,6 @@ Options& mutable_options() {
   return current;
 }
 
-bool randomised() { return options().policy == Policy::random || options().policy == Policy::priority; }
-
 std::string describe(const uint3& i) {
   return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
 }
@@ -55,6 +53,8 @@ std::string describe(const uint3& i) {
 }  // namespace
 
 const Options& options() { return mutable_options(); }
+
+bool randomised() { return options().policy == Policy::random || options().policy == Policy::priority; }
 
 void set_options(const Options& wanted) {
   mutable_options() = wanted;

@@ -94,7 +94,6 @@ void meet(const char* name, uint32_t mask, Meeting function, void* argument, Pla
   const uint32_t me = 1u << lane;
   Warp& warp = current_thread->block->warps[current_thread->warp];
   check_mask(name, mask, warp, at);
-  const bool random = options().policy == Policy::random || options().policy == Policy::priority;
   for (size_t i = 0; i < warp.open.size(); ++i) {
     OpenMeeting& open = warp.open[i];
     if (open.mask == mask && open.function == function && (open.present & me) == 0) {
@@ -102,7 +101,7 @@ void meet(const char* name, uint32_t mask, Meeting function, void* argument, Pla
       open.arguments[lane] = argument;
       if (open.present != mask) return wait_here(name, at);
       finish(i);
-      if (random && current_grid->random.below(2) == 0) yield();
+      if (randomised() && current_grid->random.below(2) == 0) yield();
       return;
     }
     // It waits for this lane, which would wait for a lane that is stuck in it: say so while both places are

@@ -252,8 +252,7 @@ void commit_open(void** arguments) {
   group.groups.push_back(std::move(group.open));
   group.open.clear();
   // Not under the race checker: a wait for earlier groups would then count this one as waited for.
-  const bool random = options().policy == Policy::random || options().policy == Policy::priority;
-  if (random && !race::kEnabled && current_grid->random.below(4) == 0) run_first_group(group);
+  if (randomised() && !race::kEnabled && current_grid->random.below(4) == 0) run_first_group(group);
 }
 
 }  // namespace

@@ -23,9 +23,9 @@ constexpr int kSlab = kBoxColumns;  // dimensions of a stage
 constexpr int kRowSlabBytes = kBlockN * kSlab * 2, kStageBytes = kBlockK * kSlab * 2;
 constexpr int kRoundThreads = 256;
 
-int slabs_of(int64_t D) { return int((D + kSlab - 1) / kSlab); }
 int64_t shared_bytes(int64_t D) {
-  return slabs_of(D) * kRowSlabBytes + kStages * kStageBytes + (2 * kStages + 1) * int64_t(sizeof(MBarrier));
+  return (D + kSlab - 1) / kSlab * kRowSlabBytes + kStages * kStageBytes +
+         (2 * kStages + 1) * int64_t(sizeof(MBarrier));
 }
 
 __global__ void __launch_bounds__(kRoundThreads)

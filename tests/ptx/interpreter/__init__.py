@@ -7,6 +7,6 @@ Registers hold bit patterns as unsigned ints. What it checks beside the results 
 Not modelled: weak memory, rounding of tensor cores (sums are exact, then rounded once), multicast, clusters."""
 from .errors import PtxError
 from .machine import Array, TensorMap
-from .parse import Module
+from .module import Module
 
 __all__ = ["Array", "Module", "PtxError", "TensorMap"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .errors import PtxError
 
+UNDEFINED, DEFINED, IN_FLIGHT = 0, 1, 2  # a word of shared memory
 ROW_BYTES = 128  # of a box: 64 columns
 SPINS = 1000  # answers that a phase has ended, to one thread
 
@@ -102,7 +103,7 @@ class Barriers:
         else:
             if not self._barrier(thread, barrier).shown:
                 thread.fail("a bulk copy counts on an mbarrier without fence.mbarrier_init")
-            self.state[tile // 4:(tile + size) // 4] = bytes([2]) * (size // 4)
+            self.state[tile // 4:(tile + size) // 4] = bytes([IN_FLIGHT]) * (size // 4)
         self.copies_in_flight.append((thread, tensor, begin, tile, row, column, barrier))
 
     def finish_stores_of(self, thread):
@@ -138,7 +139,7 @@ class Barriers:
                 bits = data[place:place + 2]
             self.shared[at + 2 * e:at + 2 * e + 2] = bits
         for word in range(at // 4, at // 4 + 4):
-            self.state[word] = 1
+            self.state[word] = DEFINED
             if self.unfenced[word]:  # written by the asynchronous proxy itself
                 for thread in self.threads:
                     thread.unfenced.discard(word)

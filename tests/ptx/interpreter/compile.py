@@ -10,6 +10,8 @@ from .errors import PtxError
 from .parse import Imm, Instruction, Kernel, Mem, Reg, Special, width_of
 
 EXIT, SUSPEND = -1, -2
+# Where shared, param and local memory begin among generic addresses; global addresses are below.
+WINDOW = {"global": 0, "shared": 1 << 48, "param": 1 << 49, "local": 1 << 50}
 SPACES = ("global", "shared", "param", "local", "const")
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">",
            "hs": ">="}
@@ -295,8 +297,7 @@ def compile_kernel(kernel: Kernel) -> Compiled:
         source.append(f"  return {number[end]}")
         touched.append(frozenset(registers))
     names = {name: getattr(numbers, name) for name in dir(numbers) if not name.startswith("_")}
-    from .machine import WINDOW, compare
-    names.update(WINDOW=WINDOW, compare=compare)
+    names["WINDOW"] = WINDOW
     exec(compile("\n".join(source), kernel.name, "exec"), names)
     accumulators = frozenset(o.index for i in kernel.instructions if i.parts[:2] == ["wgmma", "mma_async"]
                              for o in i.operands[0])

@@ -6,20 +6,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from . import barriers, numbers, tensor, warp
-from .compile import EXIT, SUSPEND, Compiled
+from .barriers import DEFINED, IN_FLIGHT, UNDEFINED
+from .compile import EXIT, SUSPEND, WINDOW, Compiled
 from .errors import PtxError
 from .parse import Imm, Mem, Reg, Special
 
-# Where shared, param and local memory begin among generic addresses; global addresses are below.
-WINDOW = {"global": 0, "shared": 1 << 48, "param": 1 << 49, "local": 1 << 50}
 ROUNDS = 20_000  # of the scheduler without an end
-UNDEFINED, DEFINED, IN_FLIGHT = 0, 1, 2  # a word of shared memory
-
-
-def compare(x: float, y: float, sign: str, unordered: bool) -> bool:
-    if x != x or y != y:
-        return unordered
-    return {"==": x == y, "!=": x != y, "<": x < y, "<=": x <= y, ">": x > y, ">=": x >= y}[sign]
 
 
 @dataclass

@@ -83,6 +83,12 @@ def maximum(a: float, b: float) -> float:
     return max(a, b, key=lambda x: (x, math.copysign(1, x)))
 
 
+def compare(x: float, y: float, sign: str, unordered: bool) -> bool:
+    if x != x or y != y:
+        return unordered
+    return {"==": x == y, "!=": x != y, "<": x < y, "<=": x <= y, ">": x > y, ">=": x >= y}[sign]
+
+
 def divide(a: float, b: float) -> float:
     if b:
         return a / b

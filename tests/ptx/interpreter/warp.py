@@ -1,6 +1,6 @@
 """What lanes of a warp do together, and barriers of a block."""
 from . import numbers
-from .errors import PtxError
+from .compile import EXIT
 
 
 def partners(block, i, threads: list):
@@ -20,7 +20,7 @@ def partners(block, i, threads: list):
         needed = list(range(begin, begin + width))
     if needed[-1] >= len(block.threads):
         first.fail("the block has no such threads")
-    if any(block.threads[n].next == -1 for n in needed):
+    if any(block.threads[n].next == EXIT for n in needed):
         first.fail("others of its warp have ended")
     here = {t.linear: t for t in threads}
     return [here[n] for n in needed] if all(n in here for n in needed) else None
