@@ -163,7 +163,9 @@ void Trainer::update() {
              .beta1 = float(kBeta1),
              .beta2 = float(kBeta2),
              .epsilon = kAdamEpsilon,
-             .clip = float(config_.train.gradient_clip)},
+             .clip = float(config_.train.gradient_clip),
+             .weight_decay = 0.0f,
+             .decayed = {}},
       stream_);
   model_.quantizer().update({.runtime = runtime_, .state = state_, .poisoned = poisoned_}, stream_);
 }

@@ -340,6 +340,39 @@ TEST_CASE("nn: image input pads and flips and shifts", "[unit]") {
   }
 }
 
+TEST_CASE("nn: mixup blends an image with its mirrored place, each with its own draws", "[unit]") {
+  std::vector<uint8_t> bytes(size_t(5 * 6 * 7 * 3), 0);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t(random_bits({}, i).v[0]);
+  StepState state{.epoch = 3, .first_index = 50};
+  const int64_t size = 5 * 8 * 9 * 3, image = size / 5;
+  Buffer plain(size), mixed(size);
+  ImageInputOp op{.output = plain.view({5, 8, 9, 3}),
+                  .images = {bytes.data(), {5, 6, 7, 3}},
+                  .flip = true,
+                  .shift = 2,
+                  .seed = 7,
+                  .state = {&state, {1}}};
+  run(op, Stream{});
+  op.output = mixed.view({5, 8, 9, 3});
+  op.mixup = true;
+  run(op, Stream{});
+  CHECK(same_bits(mixed.values(), plain.values()));  // mix is 1
+  for (const float mix : {0.0f, 0.3f, 0.5f}) {
+    state.mix = mix;
+    run(op, Stream{});
+    mixed.check_guards();
+    std::vector<double> expected;
+    for (int64_t i = 0; i < size; ++i)
+      expected.push_back(double(mix) * double(plain.data()[i]) +
+                         (1.0 - double(mix)) * double(plain.data()[(4 - i / image) * image + i % image]));
+    require_close(mixed.all(), expected, kEpsilon, "pixels");  // four roundings of numbers up to 1/2
+    op.mixup = false;
+    run(op, Stream{});
+    CHECK(same_bits(mixed.values(), plain.values()));
+    op.mixup = true;
+  }
+}
+
 TEST_CASE("nn: augmentation depends on the place in the epoch and not on the batch", "[unit]") {
   StepState state, later;
   state.epoch = 3, state.first_index = 50;
@@ -384,6 +417,7 @@ TEST_CASE("nn: wrong operands of the image input are rejected", "[unit][bad-inpu
   reject([](auto& bad) { bad.output.dim[3] = 1; });
   reject([](auto& bad) { bad.output.rank = 3; });
   reject([](auto& bad) { bad.flip = true; });  // without the state of the step
+  reject([](auto& bad) { bad.mixup = true; });
   reject([](auto& bad) { bad.shift = -1; });
   reject([](auto& bad) { bad.shift = 5; });
 }

@@ -25,7 +25,9 @@ struct Adam {
             .beta1 = 0.9f,
             .beta2 = 0.999f,
             .epsilon = 1e-8f,
-            .clip = clip};
+            .clip = clip,
+            .weight_decay = weight_decay,
+            .decayed = {decayed.data(), {int64_t(decayed.size())}}};
   }
 
   Buffer weights, moment1, moment2, gradients;
@@ -36,7 +38,8 @@ struct Adam {
   }
   StepState state;
   OptimizerState optimizer;
-  float squared_norm = 0.0f, clip = 0.0f;
+  float squared_norm = 0.0f, clip = 0.0f, weight_decay = 0.0f;
+  std::vector<uint8_t> decayed;
   int32_t poisoned = 0;
 };
 
@@ -219,6 +222,51 @@ TEST_CASE("optimizer: Adam changes nothing while poisoned", "[unit]") {
   CHECK(same_bits(adam.moment2.values(), moments));
 }
 
+TEST_CASE("optimizer: weight decay shrinks the groups that it is told to, before the step", "[unit]") {
+  for (const int64_t size : kSizes)
+    for (const int workers : {1, 3}) {
+      const WorkerCount count(workers);
+      Adam decayed(size), shrunk(size);
+      decayed.weight_decay = 0.125f;
+      for (int64_t group = 0; group * 64 < size; ++group) decayed.decayed.push_back(uint8_t(group % 3 != 1));
+      for (int64_t i = 0; i < size; ++i)
+        if (i / 64 % 3 != 1) shrunk.weights.data()[i] -= 0.25f * 0.125f * shrunk.weights.data()[i];
+      for (Adam* adam : {&decayed, &shrunk}) {
+        adam->at(3, 0.25f, 0.6, 0.99);
+        run(adam->op(), Stream{});
+        adam->weights.check_guards();
+      }
+      CHECK(same_bits(decayed.weights.values(), shrunk.weights.values()));
+      CHECK(same_bits(decayed.moment2.values(), shrunk.moment2.values()));
+    }
+}
+
+TEST_CASE("optimizer: averages of the weights follow closely while young, and not while poisoned", "[unit]") {
+  for (const int64_t size : kSizes)
+    for (const int64_t updates : {0, 1, 7, 1000000}) {
+      Buffer averages(normal_floats(size, 1)), weights(normal_floats(size, 2));
+      const std::vector<float> start = averages.values();
+      const OptimizerState optimizer{.updates = updates};
+      int32_t poisoned = 1;
+      const AverageWeightsOp op{.averages = averages.all(),
+                                .weights = weights.all(),
+                                .optimizer = {&optimizer, {1}},
+                                .poisoned = {&poisoned, {1}},
+                                .decay = 0.4f};
+      run(op, Stream{});
+      CHECK(same_bits(averages.values(), start));
+      poisoned = 0;
+      run(op, Stream{});
+      const double d = std::min(double(0.4f), (1.0 + double(updates)) / (10.0 + double(updates)));
+      std::vector<double> expected;
+      for (size_t i = 0; i < start.size(); ++i)
+        expected.push_back(d * double(start[i]) + (1.0 - d) * double(weights.data()[i]));
+      // Four roundings of numbers up to 5.
+      require_close(averages.all(), expected, 4.0 * 5.0 * kEpsilon / 2.0, "averages");
+      averages.check_guards();
+    }
+}
+
 TEST_CASE("optimizer: Adam has the same bits for any number of threads", "[unit]") {
   std::vector<float> expected;
   for (const int workers : {1, 2, 3, 5}) {
@@ -250,6 +298,30 @@ TEST_CASE("optimizer: wrong operands of Adam are rejected", "[unit][bad-input]")
   reject([](auto& op) { op.beta2 = kNan; });
   reject([](auto& op) { op.epsilon = 0.0f; });
   reject([](auto& op) { op.clip = -1.0f; });
+  reject([](auto& op) { op.weight_decay = 0.1f; });  // of which weights?
+  std::vector<uint8_t> groups(2, 1);
+  reject([&](auto& op) { op.decayed = {groups.data(), {1}}; });  // by how much?
+  reject([&](auto& op) { op.weight_decay = 0.1f, op.decayed = {groups.data(), {2}}; });
+  reject([&](auto& op) { op.weight_decay = -0.1f, op.decayed = {groups.data(), {1}}; });
+  reject([&](auto& op) { op.weight_decay = kNan; });
+}
+
+TEST_CASE("optimizer: wrong operands of the average are rejected", "[unit][bad-input]") {
+  Buffer averages(10), weights(10);
+  const OptimizerState optimizer;
+  const int32_t poisoned = 0;
+  const AverageWeightsOp op{averages.all(), weights.all(), {&optimizer, {1}}, {&poisoned, {1}}, 0.9f};
+  op.check();
+  const auto reject = [&](auto spoil) {
+    AverageWeightsOp bad = op;
+    spoil(bad);
+    REQUIRE_THROWS_AS(run(bad, Stream{}), Error);
+  };
+  reject([](auto& bad) { --bad.averages.dim[0]; });
+  reject([](auto& bad) { bad.optimizer = {}; });
+  reject([](auto& bad) { bad.poisoned = {}; });
+  reject([](auto& bad) { bad.decay = 1.0f; });
+  reject([](auto& bad) { bad.decay = kNan; });
 }
 
 }  // namespace vqlab::testing

@@ -5,6 +5,7 @@
 // threads, nor an image on the rest of its batch.
 #pragma once
 
+#include "../core/activation.hpp"
 #include "precision.hpp"
 
 namespace vqlab {
@@ -12,7 +13,6 @@ namespace vqlab {
 inline constexpr int64_t kConvShard = 8;
 
 enum class ConvKind { normal, transposed };
-enum class Activation { none, relu };
 
 // Square kernel. A normal convolution shrinks a side to (side + 2 padding - kernel) / stride + 1 (rounded
 // down); a transposed one grows it to (side - 1) * stride - 2 padding + kernel.

@@ -6,9 +6,9 @@
 // us; 2 x 4.2 us.
 #include "conv_bias.cuh"
 
+#include "../core/column_sums.cuh"
 #include "../core/elementwise.cuh"
 #include "../core/grid.hpp"
-#include "column_sums.hpp"
 
 namespace vqlab {
 namespace {
@@ -37,20 +37,13 @@ __global__ void conv_bias_kernel(float* tensor, const float* bias, int64_t size,
 __global__ void column_sums_kernel(float* sums, const float* input, int64_t rows, int64_t slice_rows,
                                    int64_t pitch, int64_t columns, int width) {
   VQ_SHARED(float, lane_sums, [kColumnBlock]);
-  const int lanes = int(kColumnBlock) / width;
-  const int lane = int(threadIdx.x) / width;
-  const int64_t column = int64_t(blockIdx.y) * width + int(threadIdx.x) % width;
+  const ColumnThread at(width);
   const int64_t begin = int64_t(blockIdx.x) * slice_rows, end = min(begin + slice_rows, rows);
   float sum = 0.0f;
-  if (column < columns)
-    for (int64_t row = begin + lane; row < end; row += lanes) sum += input[row * pitch + column];
-  lane_sums[threadIdx.x] = sum;
-  __syncthreads();  // lane_sums, written by other lanes
-  for (int half = lanes / 2; half > 0; half /= 2) {
-    if (lane < half) lane_sums[threadIdx.x] += lane_sums[threadIdx.x + half * width];
-    __syncthreads();  // lane_sums of the remaining lanes, before they are read by half as many
-  }
-  if (lane == 0 && column < columns) sums[blockIdx.x * columns + column] = lane_sums[threadIdx.x];
+  if (at.column < columns)
+    for (int64_t row = begin + at.lane; row < end; row += at.lanes) sum += input[row * pitch + at.column];
+  sum = add_column_lanes(sum, lane_sums, at, width);
+  if (at.lane == 0 && at.column < columns) sums[blockIdx.x * columns + at.column] = sum;
 }
 
 // sums (slices.count, columns) of input (rows, pitch)

@@ -2,7 +2,7 @@
 // conv2d.cpp.
 #pragma once
 
-#include "column_sums.hpp"
+#include "../core/column_sums.hpp"
 #include "patch_grid.hpp"
 
 namespace vqlab {

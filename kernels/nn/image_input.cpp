@@ -24,6 +24,21 @@ void convert_image(const ImageInputOp& op, int64_t image) {
   }
 }
 
+// What convert_image wrote, mixed with the mirrored image.
+void mix_image(const ImageInputOp& op, int64_t image, float mix) {
+  const int64_t H = op.images[1], W = op.images[2], C = op.images[3], OH = op.output[1], OW = op.output[2];
+  const int64_t other = op.images[0] - 1 - image;
+  const ImagePlacement place = place_image(op.state.data, other, op.flip, op.shift, op.seed);
+  for (int64_t y = 0; y < OH; ++y) {
+    const uint8_t* from = op.images.data + (other * H + source_pixel(y, H, false, place.shift_y)) * W * C;
+    float* to = op.output.data + (image * OH + y) * OW * C;
+    for (int64_t x = 0; x < OW; ++x) {
+      const uint8_t* pixel = from + source_pixel(x, W, place.flipped, place.shift_x) * C;
+      for (int64_t c = 0; c < C; ++c) to[x * C + c] = mix_pixels(to[x * C + c], normalise(pixel[c]), mix);
+    }
+  }
+}
+
 }  // namespace
 
 void ImageInputOp::check() const {
@@ -32,14 +47,18 @@ void ImageInputOp::check() const {
              "image input: output {} cannot hold images {}", output.shape(), images.shape());
   VQ_REQUIRE(shift >= 0 && (shift == 0 || shift < std::min(images[1], images[2])),
              "image input: shift {} is out of range for images {}", shift, images.shape());
-  VQ_REQUIRE((!flip && shift == 0) || state.size() == 1,
+  VQ_REQUIRE((!flip && shift == 0 && !mixup) || state.size() == 1,
              "image input: augmentation needs the state of the step");
 }
 
 void run_cpu(const ImageInputOp& op) {
   VQ_REQUIRE(op.output[3] == op.images[3], "image input: output {} pads the channels of images {}",
              op.output.shape(), op.images.shape());
-  parallel_for(op.images[0], [&](int64_t image, int) { convert_image(op, image); });
+  const float mix = op.mixup ? op.state.data[0].mix : 1.0f;
+  parallel_for(op.images[0], [&](int64_t image, int) {
+    convert_image(op, image);
+    if (mix != 1.0f) mix_image(op, image, mix);
+  });
 }
 
 }  // namespace vqlab

@@ -37,4 +37,8 @@ VQ_HOST_DEVICE inline Int source_pixel(Int output, Int side, bool flipped, int s
 
 VQ_HOST_DEVICE inline float normalise(uint8_t byte) { return float(byte) / 255.0f - 0.5f; }
 
+VQ_HOST_DEVICE inline float mix_pixels(float own, float other, float mix) {
+  return mix * own + (1.0f - mix) * other;
+}
+
 }  // namespace vqlab

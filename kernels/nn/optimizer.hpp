@@ -1,5 +1,5 @@
-// Adam over the whole parameter slab, the gradient norm, and the gate that keeps a bad step out of the
-// weights.
+// Adam over the whole parameter slab, the gradient norm, the gate that keeps a bad step out of the weights,
+// and their running average.
 #pragma once
 
 #include <cmath>
@@ -15,14 +15,14 @@ struct GradientNormOp {
   View<float> squared_norm;     // (1)
   View<const float> gradients;  // (P)
   View<float> block_sums;       // scratch, at least sum_blocks(P)
-  void check() const;           // all three throw Error(failed) on sizes that disagree
+  void check() const;           // all four throw Error(failed) on sizes that disagree
 };
 
 // poisoned = 1 if a loss or the gradient norm is not finite or a latent row is bad, else 0, and the
-// optimiser's state counts the step as skipped or as an update. While it is set, AdamOp, EmaUpdateOp and
-// RestartOp change nothing, so the last good state survives. The `halt_after`-th bad step in a row ends the
-// run: it is not counted, halted_at becomes its number, and from then on every step is poisoned and nothing
-// is counted.
+// optimiser's state counts the step as skipped or as an update. While it is set, AdamOp, EmaUpdateOp,
+// RestartOp and all running averages change nothing, so the last good state survives. The `halt_after`-th bad
+// step in a row ends the run: it is not counted, halted_at becomes its number, and from then on every step is
+// poisoned and nothing is counted.
 struct PoisonGateOp {
   View<int32_t> poisoned;             // (1)
   View<OptimizerState> optimizer;     // (1), updated
@@ -38,6 +38,8 @@ struct PoisonGateOp {
 // Adam (Kingma and Ba 2015, algorithm 1) in one pass:
 //   g = gradient * min(1, clip / ||gradient||);  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 //   weight -= learning_rate * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+// before which, with weight decay, weight -= learning_rate * weight_decay * weight (AdamW; Loshchilov and
+// Hutter 2019).
 struct AdamOp {
   View<float> weights, moment1, moment2;  // (P)
   View<const float> gradients;            // (P)
@@ -47,21 +49,44 @@ struct AdamOp {
   View<const int32_t> poisoned;           // (1)
   float beta1, beta2, epsilon;            // 0.9, 0.999, 1e-8
   float clip;                             // largest gradient norm; 0 = off
+  float weight_decay;                     // >= 0; 0 = off
+  View<const uint8_t> decayed;            // (decay_groups(P)), 0: these weights do not decay; absent if off
   void check() const;
 };
+
+// Weights that share one element of `decayed`.
+inline constexpr int64_t kDecayGroup = 64;
+constexpr int64_t decay_groups(int64_t weights) { return (weights + kDecayGroup - 1) / kDecayGroup; }
 
 // What all weights of a step have in common.
 struct AdamFactors {
   float gradient_scale;  // of the clip
   float rate1;           // learning_rate / (1 - beta1^t)
   float correction2;     // 1 / (1 - beta2^t)
+  float decay;           // learning_rate * weight_decay
 };
 VQ_HOST_DEVICE inline AdamFactors adam_factors(const StepState& state, const OptimizerState& optimizer,
-                                               float squared_norm, float clip) {
+                                               float squared_norm, float clip, float weight_decay) {
   const float norm = std::sqrt(squared_norm);
   return {.gradient_scale = clip > 0.0f && norm > clip ? clip / norm : 1.0f,
           .rate1 = state.learning_rate / (1.0f - float(optimizer.beta1_power)),
-          .correction2 = 1.0f / (1.0f - float(optimizer.beta2_power))};
+          .correction2 = 1.0f / (1.0f - float(optimizer.beta2_power)),
+          .decay = state.learning_rate * weight_decay};
+}
+
+// averages = d * averages + (1 - d) * weights, d = min(decay, (1 + updates) / (10 + updates)): young averages
+// follow closely.
+struct AverageWeightsOp {
+  View<float> averages;                  // (P), updated
+  View<const float> weights;             // (P)
+  View<const OptimizerState> optimizer;  // (1), this update counted
+  View<const int32_t> poisoned;          // (1)
+  float decay;                           // in [0, 1)
+  void check() const;
+};
+VQ_HOST_DEVICE inline float average_decay(const OptimizerState& optimizer, float decay) {
+  const float young = float(1 + optimizer.updates) / float(10 + optimizer.updates);
+  return young < decay ? young : decay;
 }
 
 void run_cpu(const GradientNormOp& op);
@@ -70,5 +95,7 @@ void run_cpu(const PoisonGateOp& op);
 void run_cuda(const PoisonGateOp& op, Stream stream);
 void run_cpu(const AdamOp& op);
 void run_cuda(const AdamOp& op, Stream stream);
+void run_cpu(const AverageWeightsOp& op);
+void run_cuda(const AverageWeightsOp& op, Stream stream);
 
 }  // namespace vqlab

@@ -72,6 +72,15 @@ void require_same_on_both(const std::string& what, const Test& test) {
   });
 }
 
+// What names a case.
+inline std::string text(std::initializer_list<int64_t> sizes) {
+  std::string line;
+  for (const int64_t size : sizes) line += (line.empty() ? "" : " ") + std::to_string(size);
+  return line;
+}
+
+inline std::vector<float> poison(int64_t size) { return std::vector<float>(size_t(size), kNan); }
+
 // Normal numbers with NaN, both infinities, -0, the smallest and the largest float among them.
 inline std::vector<float> awkward_floats(int64_t count, uint64_t seed) {
   std::vector<float> values = normal_floats(count, seed);

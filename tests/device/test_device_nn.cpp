@@ -12,14 +12,6 @@
 namespace vqlab::testing {
 namespace {
 
-std::string text(std::initializer_list<int64_t> sizes) {
-  std::string line;
-  for (const int64_t size : sizes) line += (line.empty() ? "" : " ") + std::to_string(size);
-  return line;
-}
-
-std::vector<float> poison(int64_t size) { return std::vector<float>(size_t(size), kNan); }
-
 std::vector<uint8_t> random_bytes(int64_t size) {
   std::vector<uint8_t> bytes(size_t(size), 0);
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t(random_bits({}, i).v[0]);
@@ -51,14 +43,16 @@ TEST_CASE("device: elementwise ops have the bits of the CPU at any size and alig
         auto copied = place.array(poison(size), offset), filled = place.array(poison(size), offset);
         auto rectified = place.array(poison(size), offset), sum = place.array(poison(size), offset);
         auto d_input = place.array(poison(size), offset);
+        auto here = place.array(a, offset), there = place.array(b, offset == 1 ? 2 : 0);
         const Stream stream = place.stream();
         run(CopyOp{copied.view(), left.view()}, stream);
         run(FillOp{filled.view(), -0.0f}, stream);
         run(ReluOp{rectified.view(), left.view()}, stream);
         run(ReluBackwardOp{d_input.view(), right.view(), rectified.view()}, stream);
         run(AddOp{sum.view(), left.view(), right.view()}, stream);
+        run(SwapOp{here.view(), there.view()}, stream);
         return std::tuple(copied.download(), filled.download(), rectified.download(), d_input.download(),
-                          sum.download());
+                          sum.download(), here.download(), there.download());
       });
 }
 
@@ -92,6 +86,7 @@ TEST_CASE("device: image input equals the CPU, and extra channels are 0", "[kern
     int64_t B, H, W, C, OH, OW, OC;
     bool flip;
     int64_t shift;
+    float mix = 1.0f;
   };
   for (const Case& c : std::vector<Case>{{1, 1, 1, 1, 1, 1, 1, false, 0},
                                          {3, 5, 7, 3, 5, 7, 3, false, 0},
@@ -100,19 +95,23 @@ TEST_CASE("device: image input equals the CPU, and extra channels are 0", "[kern
                                          {9, 28, 28, 1, 28, 28, 4, true, 2},
                                          {2, 36, 40, 3, 36, 40, 4, true, 3},
                                          {2, 5, 7, 5, 6, 8, 8, false, 2},
-                                         {2, 5, 7, 3, 6, 8, 5, true, 2}}) {
+                                         {2, 5, 7, 3, 6, 8, 5, true, 2},
+                                         {5, 5, 7, 3, 6, 8, 4, false, 0, 0.25f},
+                                         {9, 5, 7, 3, 8, 9, 3, true, 2, 0.3f},
+                                         {4, 5, 7, 1, 5, 7, 4, true, 0, 0.0f}}) {
     const int64_t outputs = c.B * c.OH * c.OW;
     const auto bytes = random_bytes(c.B * c.H * c.W * c.C);
-    const StepState state{.step = 4, .learning_rate = 0.1f, .epoch = 3, .first_index = 1000};
+    const StepState state{.step = 4, .learning_rate = 0.1f, .epoch = 3, .first_index = 1000, .mix = c.mix};
     const auto convert = [&](auto place, int64_t channels, int64_t offset) {
       auto output = place.array(poison(outputs * channels), offset);
       auto images = place.array(bytes, offset);
       auto states = place.array(std::vector<StepState>{state});
-      const bool augmented = c.flip || c.shift > 0;
+      const bool augmented = c.flip || c.shift > 0 || c.mix < 1.0f;
       run(ImageInputOp{.output = output.view({c.B, c.OH, c.OW, channels}),
                        .images = images.view({c.B, c.H, c.W, c.C}),
                        .flip = c.flip,
                        .shift = c.shift,
+                       .mixup = c.mix < 1.0f,
                        .seed = 7,
                        .state = augmented ? View<const StepState>(states.view()) : View<const StepState>()},
           place.stream());
@@ -275,6 +274,10 @@ TEST_CASE("device: Adam has the bits of the CPU over several steps", "[kernels]"
     for (const int64_t offset : {0, 1})
       for (const float clip : {0.0f, 1.0f, 1e6f})
         require_same_on_both(text({size, offset, int64_t(clip)}), [=](auto place) {
+          const bool decays = clip > 1.0f;
+          std::vector<uint8_t> groups(size_t(decay_groups(size)), 1);
+          for (size_t i = 1; i < groups.size(); i += 3) groups[i] = 0;
+          auto decayed = place.array(groups, offset);
           auto weights = place.array(normal_floats(size, 1), offset);
           auto moment1 = place.array(std::vector<float>(size_t(size), 0.0f), offset);
           auto moment2 = place.array(std::vector<float>(size_t(size), 0.0f), offset);
@@ -290,7 +293,9 @@ TEST_CASE("device: Adam has the bits of the CPU over several steps", "[kernels]"
             advance_optimizer(counted, step == 2, step, 0.9, 0.999, 10);
             auto optimizer = place.array(std::vector<OptimizerState>{counted});
             run(AdamOp{weights.view(), moment1.view(), moment2.view(), gradients.view(), state.view(),
-                       optimizer.view(), norm.view(), poisoned.view(), 0.9f, 0.999f, 1e-8f, clip},
+                       optimizer.view(), norm.view(), poisoned.view(), 0.9f, 0.999f, 1e-8f, clip,
+                       decays ? 0.25f : 0.0f,
+                       decays ? View<const uint8_t>(decayed.view()) : View<const uint8_t>()},
                 place.stream());
             place.wait();
           }
@@ -309,10 +314,26 @@ TEST_CASE("device: Adam with gradients that are not finite, and halted, does as 
       auto state = place.array(std::vector<StepState>{{.step = 1, .learning_rate = 0.01f}});
       auto optimizer = place.array(std::vector<OptimizerState>{{.updates = 1, .beta1_power = 0.9}});
       run(AdamOp{weights.view(), moment1.view(), moment2.view(), gradients.view(), state.view(),
-                 optimizer.view(), norm.view(), poisoned.view(), 0.9f, 0.999f, 1e-8f, 1.0f},
+                 optimizer.view(), norm.view(), poisoned.view(), 0.9f, 0.999f, 1e-8f, 1.0f, 0.0f,
+                 View<const uint8_t>()},
           place.stream());
       return std::tuple(weights.download(), moment1.download(), moment2.download());
     });
+}
+
+TEST_CASE("device: averages of the weights have the bits of the CPU", "[kernels]") {
+  for (const int64_t size : {1, 3, 257, 1030, 4099})
+    for (const int64_t offset : {0, 1})
+      for (const int32_t halted : {0, 1})
+        require_same_on_both(text({size, offset, halted}), [=](auto place) {
+          auto averages = place.array(awkward_floats(size, 1), offset);
+          auto weights = place.array(awkward_floats(size, 2), offset);
+          auto poisoned = place.array(std::vector<int32_t>{halted}, 1);
+          auto optimizer = place.array(std::vector<OptimizerState>{{.updates = size}});
+          run(AverageWeightsOp{averages.view(), weights.view(), optimizer.view(), poisoned.view(), 0.9f},
+              place.stream());
+          return std::tuple(averages.download());
+        });
 }
 
 TEST_CASE("device: a step's metrics go to their place in the ring", "[kernels]") {
