@@ -2,7 +2,6 @@
 
 #include <limits>
 
-#include "kernels/core/copy.hpp"
 #include "kernels/core/parallel.hpp"
 #include "testing.hpp"
 
@@ -54,20 +53,6 @@ TEST_CASE("fill: an empty output is left alone", "[unit]") {
 TEST_CASE("fill: an output without memory is refused", "[unit]") {
   const FillOp op{.output = View<float>(nullptr, {4}), .value = 1.0f};
   REQUIRE_THROWS_AS(run(op, Stream{}), Error);
-}
-
-TEST_CASE("swap: exchanges all elements, and refuses sizes that differ", "[unit][bad-input]") {
-  for (const int64_t size : {0, 1, 3, 33, 70001}) {
-    const std::vector<float> left = testing::normal_floats(size, 1), right = testing::normal_floats(size, 2);
-    Guarded<float> a(size, 1), b(size);
-    std::copy(left.begin(), left.end(), a.data());
-    std::copy(right.begin(), right.end(), b.data());
-    run(SwapOp{a.view({size}), b.view({size})}, Stream{});
-    CHECK(std::equal(right.begin(), right.end(), a.data()));
-    CHECK(std::equal(left.begin(), left.end(), b.data()));
-    a.check_guards(), b.check_guards();
-    REQUIRE_THROWS_AS(run(SwapOp{a.view({size}), b.view({size + 1})}, Stream{}), Error);
-  }
 }
 
 }  // namespace

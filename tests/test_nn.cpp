@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/core/copy.hpp"
 #include "kernels/nn/image_input.hpp"
 #include "kernels/nn/losses.hpp"
 #include "kernels/nn/pointwise.hpp"
@@ -130,6 +131,17 @@ TEST_CASE("nn: addition may write over either operand", "[unit]") {
   }
 }
 
+TEST_CASE("nn: a swap exchanges all elements", "[unit]") {
+  for (const int64_t size : kSizes) {
+    const std::vector<float> left = normal_floats(size, 1), right = normal_floats(size, 2);
+    Buffer a(left), b(right);
+    run(SwapOp{a.all(), b.all()}, Stream{});
+    CHECK(same_bits(a.values(), right));
+    CHECK(same_bits(b.values(), left));
+    a.check_guards(), b.check_guards();
+  }
+}
+
 TEST_CASE("nn: operands of different shapes are rejected", "[unit][bad-input]") {
   Buffer a(6), b(6), c(6);
   const View<float> six = a.all(), other = b.view({2, 3}), third = c.view({3, 2});
@@ -138,6 +150,7 @@ TEST_CASE("nn: operands of different shapes are rejected", "[unit][bad-input]") 
   REQUIRE_THROWS_AS(run(ReluBackwardOp{six, other, six}, Stream{}), Error);
   REQUIRE_THROWS_AS(run(AddOp{third, other, other}, Stream{}), Error);
   REQUIRE_THROWS_AS(run(AddOp{other, other, third}, Stream{}), Error);
+  REQUIRE_THROWS_AS(run(SwapOp{six, a.view({5})}, Stream{}), Error);
 }
 
 TEST_CASE("nn: reconstruction losses equal their definition in double", "[unit]") {
