@@ -51,10 +51,12 @@ void Console::on_step(const StepReport& r, int64_t end_step, double images_per_s
     codes = r.health.used == 0 ? " | codebook waits for its first latents"
                                : fmt::format(" | ppl {:.0f} used {} dead {}", r.health.perplexity,
                                              r.health.used, r.health.dead);
-  const std::string line =
-      fmt::format("step {}/{} | loss {:.4f} (rec {:.4f} commit {:.4f}){} | lr {:.1e} | {:.0f} img/s | eta {}",
-                  r.step, end_step, r.loss, r.reconstruction, r.commitment, codes, r.learning_rate,
-                  images_per_second, format_seconds(eta_seconds));
+  const std::string classification =
+      r.classification > 0.0 ? fmt::format(" class {:.4f}", r.classification) : "";
+  const std::string line = fmt::format(
+      "step {}/{} | loss {:.4f} (rec {:.4f} commit {:.4f}{}){} | lr {:.1e} | {:.0f} img/s | eta {}", r.step,
+      end_step, r.loss, r.reconstruction, r.commitment, classification, codes, r.learning_rate,
+      images_per_second, format_seconds(eta_seconds));
   if (!terminal_ || last) return print_line(line);
   const int done = int(kBarWidth * r.step / end_step);
   std::fprintf(stderr, "\r\033[K[%s%s] %s", std::string(size_t(done), '#').c_str(),
@@ -69,8 +71,11 @@ void Console::on_evaluation(int64_t epoch, const Evaluation& e, bool is_best) {
   if (e.codebook_size > 0)
     codes = fmt::format(" | {} of {} codes, perplexity {:.1f}", e.usage.used, e.codebook_size,
                         e.usage.perplexity);
-  print_line(fmt::format("epoch {} | validation mse {:.5f}, psnr {:.2f} dB{}{}", epoch, e.mse, e.psnr_db,
-                         codes, is_best ? " | best so far" : ""));
+  std::string figures = e.has_decoder ? fmt::format("mse {:.5f}, psnr {:.2f} dB", e.mse, e.psnr_db) : "";
+  if (e.labelled > 0)
+    figures += fmt::format("{}accuracy {:.2f} %", figures.empty() ? "" : ", ", 100.0 * e.accuracy);
+  print_line(
+      fmt::format("epoch {} | validation {}{}{}", epoch, figures, codes, is_best ? " | best so far" : ""));
 }
 
 }  // namespace vqlab

@@ -41,14 +41,21 @@ class EvalCommand : public Command {
  private:
   void print(const Evaluation& e) const {
     std::printf("%s split, %lld images\n", split_.c_str(), static_cast<long long>(e.images));
-    std::printf("  mse          %.6f   (%.4f of the training pixels' variance)\n", e.mse, e.nmse);
-    std::printf("  psnr         %.2f dB   (mean of the images %.2f dB)\n", e.psnr_db, e.psnr_db_mean);
-    std::printf("  ssim         %.4f\n", e.ssim);
+    if (e.labelled > 0)
+      std::printf(
+          "  accuracy     %.2f %% of %lld labelled images, by the classifier on the quantized latents\n",
+          100.0 * e.accuracy, static_cast<long long>(e.labelled));
+    if (e.has_decoder) print_reconstruction(e);
     if (e.codebook_size == 0) return;
     std::printf("  codes used   %lld of %lld, perplexity %.1f\n", static_cast<long long>(e.usage.used),
                 static_cast<long long>(e.codebook_size), e.usage.perplexity);
     std::printf("  bits/image   %.1f nominal, %.1f entropy\n", e.bits_per_image_nominal,
                 e.bits_per_image_entropy);
+  }
+  static void print_reconstruction(const Evaluation& e) {
+    std::printf("  mse          %.6f   (%.4f of the training pixels' variance)\n", e.mse, e.nmse);
+    std::printf("  psnr         %.2f dB   (mean of the images %.2f dB)\n", e.psnr_db, e.psnr_db_mean);
+    std::printf("  ssim         %.4f\n", e.ssim);
   }
 
   std::string run_, split_ = "test", checkpoint_ = "last";

@@ -23,6 +23,7 @@ class ReconstructCommand : public Command {
 
   CommandResult run(const CommonOptions& common) override {
     const auto trained = load_trained(run_, checkpoint_, common);
+    trained->require_decoder("reconstruct");
     const NamedSplit split = load_split(trained->config(), split_, trained->facts());
     ImageRange range = split.range();
     if (count_ > 0) range.end = range.begin + std::min(count_, range.count());

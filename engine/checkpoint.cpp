@@ -18,6 +18,9 @@ namespace fs = std::filesystem;
 constexpr int64_t kFormat = 1;
 constexpr int64_t kMaxFileBytes = int64_t(1) << 40;
 constexpr std::array kFiles = {"model.safetensors", "optim.safetensors", "state.json"};
+// Where evaluations use averaged weights, the model's file has those, and the optimiser's the ones in
+// training.
+constexpr const char* kInTraining = ".in_training";
 using Contents = std::array<std::string, kFiles.size()>;
 
 std::string step_name(int64_t step) { return fmt::format("step-{:08}", step); }
@@ -73,7 +76,10 @@ std::string encode_model(Model& model, const Runtime& runtime) {
   HostTensors tensors;
   const ParameterStore& store = model.parameters();
   for (size_t id = 0; id < store.parameters().size(); ++id)
-    tensors.add(store.parameters()[id].name, store.parameters()[id], store.weight(id), runtime);
+    tensors.add(store.parameters()[id].name, store.parameters()[id],
+                store.averages() ? store.average(id) : store.weight(id), runtime);
+  for (size_t id = 0; id < store.buffers().size(); ++id)
+    tensors.add(store.buffers()[id].name, store.buffer(id), runtime);
   add_state(tensors, model.quantizer().model_state(), runtime);
   return tensors.encode();
 }
@@ -85,6 +91,7 @@ std::string encode_optimiser(Model& model, const Runtime& runtime) {
     const Parameter& p = store.parameters()[id];
     tensors.add(p.name + ".exp_avg", p, store.moment1(id), runtime);
     tensors.add(p.name + ".exp_avg_sq", p, store.moment2(id), runtime);
+    if (store.averages()) tensors.add(p.name + kInTraining, p, store.weight(id), runtime);
   }
   add_state(tensors, model.quantizer().training_state(), runtime);
   return tensors.encode();
@@ -98,6 +105,7 @@ Json encode_state(const Model& model, const TrainingProgress& p, const DataFacts
   json["skipped_in_a_row"] = p.skipped_in_a_row;
   json["evaluations"] = p.evaluations;
   json["best_mse"] = p.best_mse ? Json(*p.best_mse) : Json();
+  if (p.best_accuracy) json["best_accuracy"] = *p.best_accuracy;
   json["best_step"] = p.best_step;
   json["without_improvement"] = p.without_improvement;
   json["metrics_bytes"] = p.metrics_bytes;
@@ -273,12 +281,16 @@ void Checkpoint::read_files(const std::string& directory) {
   if (state.at("format").as_integer() != kFormat)
     fail(fmt::format("checkpoint format {} is not known", state.at("format").as_integer()), state_path,
          "use the vqlab version that wrote it");
-  const Json& best = state.at("best_mse");
+  const auto optional_number = [&](const char* key) {
+    const Json* value = state.find(key);
+    return value == nullptr || value->is_null() ? std::nullopt : std::optional<double>(value->as_number());
+  };
   progress_ = {.step = state.at("step").as_integer(),
                .skipped = state.at("skipped").as_integer(),
                .skipped_in_a_row = state.at("skipped_in_a_row").as_integer(),
                .evaluations = state.at("evaluations").as_integer(),
-               .best_mse = best.is_null() ? std::nullopt : std::optional<double>(best.as_number()),
+               .best_mse = optional_number("best_mse"),
+               .best_accuracy = optional_number("best_accuracy"),
                .best_step = state.at("best_step").as_integer(),
                .without_improvement = state.at("without_improvement").as_integer(),
                .metrics_bytes = state.at("metrics_bytes").as_integer()};
@@ -299,6 +311,40 @@ void Checkpoint::read_files(const std::string& directory) {
   optimiser_.emplace(std::move(contents[1]), (path / kFiles[1]).string());
 }
 
+namespace {
+
+void upload_now(const View<float>& device, const std::vector<float>& values, const Runtime& runtime) {
+  runtime.upload(device.data, values.data(), device.bytes(), runtime.compute());
+  runtime.synchronize(runtime.compute());
+}
+
+}  // namespace
+
+int64_t Checkpoint::start(Model& model, const Runtime& runtime) const {
+  const ParameterStore& store = model.parameters();
+  int64_t fitting = 0;
+  for (size_t id = 0; id < store.parameters().size(); ++id) {
+    const Parameter& p = store.parameters()[id];
+    const TensorInfo* info = model_->find(p.name);
+    if (info == nullptr || info->shape != file_shape(p)) continue;
+    const std::vector<float> values = to_memory_order(p, model_->floats(p.name).data());
+    upload_now(store.weight(id), values, runtime);
+    if (store.averages()) upload_now(store.average(id), values, runtime);
+    ++fitting;
+  }
+  for (size_t id = 0; id < store.buffers().size(); ++id) {
+    const Buffer& buffer = store.buffers()[id];
+    const TensorInfo* info = model_->find(buffer.name);
+    if (info == nullptr || info->shape != std::vector<int64_t>{buffer.size}) continue;
+    upload_now(store.buffer(id), model_->floats(buffer.name), runtime);
+    ++fitting;
+  }
+  if (fitting == 0)
+    throw Error(ErrorKind::usage, "no tensor of the run fits the configured model",
+                "start from a run with the same [model]", directory_);
+  return fitting;
+}
+
 void Checkpoint::restore(Model& model, const Runtime& runtime) const {
   const auto load_parameter = [&](const Safetensors& file, const std::string& name, const Parameter& p,
                                   const View<float>& device) {
@@ -306,9 +352,7 @@ void Checkpoint::restore(Model& model, const Runtime& runtime) const {
     if (info != nullptr && info->shape != file_shape(p))
       fail(fmt::format("tensor {} has another shape than the configured model", name), directory_,
            "use the run's own config.toml");
-    const std::vector<float> values = to_memory_order(p, file.floats(name).data());
-    runtime.upload(device.data, values.data(), device.bytes(), runtime.compute());
-    runtime.synchronize(runtime.compute());
+    upload_now(device, to_memory_order(p, file.floats(name).data()), runtime);
   };
   const auto load_state = [&](const Safetensors& file, const std::vector<StateTensor>& state) {
     const auto load = [&](const std::string& name, const auto& device) {
@@ -330,11 +374,14 @@ void Checkpoint::restore(Model& model, const Runtime& runtime) const {
   const bool training = bool(store.moments1());
   for (size_t id = 0; id < store.parameters().size(); ++id) {
     const Parameter& p = store.parameters()[id];
-    load_parameter(*model_, p.name, p, store.weight(id));
+    load_parameter(*model_, p.name, p, store.averages() ? store.average(id) : store.weight(id));
     if (!training) continue;
+    if (store.averages()) load_parameter(*optimiser_, p.name + kInTraining, p, store.weight(id));
     load_parameter(*optimiser_, p.name + ".exp_avg", p, store.moment1(id));
     load_parameter(*optimiser_, p.name + ".exp_avg_sq", p, store.moment2(id));
   }
+  for (size_t id = 0; id < store.buffers().size(); ++id)
+    load_state(*model_, {{store.buffers()[id].name, store.buffer(id), {}}});
   Quantizer& quantizer = model.quantizer();
   quantizer.set_initialised(codebook_initialised_);
   load_state(*model_, quantizer.model_state());

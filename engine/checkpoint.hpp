@@ -21,7 +21,8 @@ struct TrainingProgress {
   int64_t skipped = 0;  // steps dropped because a value was not finite
   int64_t skipped_in_a_row = 0;
   int64_t evaluations = 0;
-  std::optional<double> best_mse;  // of the evaluations so far
+  std::optional<double> best_mse;       // of the evaluations so far
+  std::optional<double> best_accuracy;  // instead, of a net without a decoder
   int64_t best_step = -1;
   int64_t without_improvement = 0;  // evaluations since the best one
   int64_t metrics_bytes = 0;        // length of metrics.jsonl that belongs to this state
@@ -62,6 +63,11 @@ class Checkpoint {
   // The two files; each names its tensors.
   const Safetensors& model_file() const { return *model_; }
   const Safetensors& optimiser_file() const { return *optimiser_; }
+
+  // What fits of the weights and buffers, by name and shape, into a model that is about to be trained; the
+  // rest keeps its initial values, and so do the optimiser and the quantizer. Returns how many tensors.
+  // Throws Error(usage) if none fits.
+  int64_t start(Model& model, const Runtime& runtime) const;
 
   // Into a model of the same configuration that has been allocated. Throws Error(checkpoint) naming a missing
   // tensor or one of another shape.

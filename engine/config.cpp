@@ -41,13 +41,15 @@ std::vector<Field> fields(Config& c) {
       {"data.kind", &c.data.kind, 0, 0, {"idx", "cifar"}},
       {"data.path", &c.data.path},
       {"data.validation", &c.data.validation, 0, kAnyInteger},
+      {"data.labels", &c.data.labels, 0, kAnyInteger},
       {"data.flip", &c.data.flip},
       {"data.shift", &c.data.shift, 0, 64},
+      {"data.mixup", &c.data.mixup, 0, 4},
       {"model.hidden", &c.model.hidden, 2, 4096},
       {"model.residual_blocks", &c.model.residual_blocks, 0, 64},
       {"model.residual_hidden", &c.model.residual_hidden, 1, 4096},
       {"model.downsampling", &c.model.downsampling, 2, 16},
-      {"model.norm", &c.model.norm, 0, 0, {"none"}},
+      {"model.norm", &c.model.norm, 0, 0, {"none", "batch", "batch_encoder"}},
       {"quantizer.kind", &c.quantizer.kind, 0, 0, quantizer_names()},
       {"quantizer.codebook_size", &c.quantizer.codebook_size, 1, 1 << 24},
       {"quantizer.dim", &c.quantizer.dim, 1, 4096},
@@ -57,9 +59,15 @@ std::vector<Field> fields(Config& c) {
       {"quantizer.restart_every", &c.quantizer.restart_every, 1, kAnyInteger},
       {"quantizer.gradient", &c.quantizer.gradient, 0, 0, {"straight_through"}},
       {"loss.reconstruction", &c.loss.reconstruction, 0, 0, {"mse_over_variance", "mse", "l1"}},
+      {"loss.reconstruction_weight", &c.loss.reconstruction_weight, 0, 1e6},
+      {"loss.classifier_weight", &c.loss.classifier_weight, 0, 1e6},
       {"loss.quantizer_weight", &c.loss.quantizer_weight, 0, 1e6},
       {"loss.codebook_weight", &c.loss.codebook_weight, 0, 1e6},
       {"loss.commitment_weight", &c.loss.commitment_weight, 0, 1e6},
+      {"classifier.classes", &c.classifier.classes, 0, 65536},
+      {"classifier.hidden", &c.classifier.hidden, 0, 65536},
+      {"classifier.dropout", &c.classifier.dropout, 0, 0.99},
+      {"classifier.label_smoothing", &c.classifier.label_smoothing, 0, 0.99},
       {"train.epochs", &c.train.epochs, 1, 1e6},
       {"train.batch_size", &c.train.batch_size, 1, 65536},
       {"train.learning_rate", &c.train.learning_rate, 0, 10},
@@ -67,6 +75,9 @@ std::vector<Field> fields(Config& c) {
       {"train.warmup_steps", &c.train.warmup_steps, 0, kAnyInteger},
       {"train.precision", &c.train.precision, 0, 0, {"fp32", "tf32", "bf16"}},
       {"train.convolutions", &c.train.convolutions, 0, 0, {"rule", "measured", "compiled"}},
+      {"train.weight_decay", &c.train.weight_decay, 0, 10},
+      {"train.weight_average", &c.train.weight_average, 0, 0.999999},
+      {"train.start_from", &c.train.start_from},
       {"train.gradient_clip", &c.train.gradient_clip, 0, 1e9},
       {"train.on_nan", &c.train.on_nan, 0, 0, {"stop", "skip"}},
       {"train.patience", &c.train.patience, 0, kAnyInteger},
@@ -222,6 +233,12 @@ void check_together(const Config& c, const std::string& where) {
   if (c.train.patience > 0 && c.data.validation == 0)
     fail("train.patience needs evaluations, and data.validation = 0 leaves no images for them",
          "set data.validation, or train.patience = 0", where);
+  if (c.loss.reconstruction_weight == 0.0 && c.loss.classifier_weight == 0.0)
+    fail("loss.reconstruction_weight = 0 and loss.classifier_weight = 0 leave nothing to learn",
+         "set one of the two to a positive number", where);
+  if (c.data.labels > 0 && c.loss.classifier_weight == 0.0)
+    fail(fmt::format("data.labels = {} labels serve no one: loss.classifier_weight is 0", c.data.labels),
+         "set loss.classifier_weight, or data.labels = 0", where);
   if (c.name.empty() || c.name.find('/') != std::string::npos)
     fail(fmt::format("name = \"{}\" cannot name a run directory", c.name), "choose a name without slashes",
          where);

@@ -11,8 +11,10 @@ struct DataConfig {
   std::string kind = "idx";                                // idx | cifar
   std::string path = "/usr/share/datasets/fashion-mnist";  // directory with the files
   int64_t validation = 5000;  // images held back from the end of the training set
+  int64_t labels = 0;         // training images whose label is used, equally many of each class; 0 = all
   bool flip = false;          // random horizontal flips
   int64_t shift = 0;          // random shifts, up to so many pixels
+  double mixup = 0.0;         // alpha of the Beta distribution that mixes pairs of images; 0 = off
 };
 
 struct ModelConfig {
@@ -20,7 +22,7 @@ struct ModelConfig {
   int64_t residual_blocks = 2;
   int64_t residual_hidden = 32;
   int64_t downsampling = 4;   // 2, 4, 8 or 16: side of the image patch that one latent stands for
-  std::string norm = "none";  // none
+  std::string norm = "none";  // none | batch | batch_encoder: behind each convolution but the last of a half
 };
 
 struct QuantizerConfig {
@@ -34,12 +36,23 @@ struct QuantizerConfig {
   std::string gradient = "straight_through";
 };
 
-// total = reconstruction + quantizer_weight * (codebook_weight * codebook + commitment_weight * commitment)
+// total = reconstruction_weight * reconstruction + classifier_weight * cross-entropy
+//         + quantizer_weight * (codebook_weight * codebook + commitment_weight * commitment)
 struct LossConfig {
   std::string reconstruction = "mse_over_variance";  // mse_over_variance | mse | l1
+  double reconstruction_weight = 1.0;                // 0: the net has no decoder
+  double classifier_weight = 0.0;                    // 0: the net has no classifier
   double quantizer_weight = 1.0;
   double codebook_weight = 1.0;  // of vq_loss; vq_ema has no such term
   double commitment_weight = 0.25;
+};
+
+// The head on the quantized latents, if loss.classifier_weight > 0.
+struct ClassifierConfig {
+  int64_t classes = 0;   // 0: as many as the data has, which a run's own configuration then says
+  int64_t hidden = 256;  // units of its hidden layer; 0 = none
+  double dropout = 0.3;  // in front of each linear layer
+  double label_smoothing = 0.0;
 };
 
 struct TrainConfig {
@@ -50,7 +63,11 @@ struct TrainConfig {
   int64_t warmup_steps = 0;           // linear, of the cosine schedule
   std::string precision = "fp32";  // fp32 | tf32 | bf16: of the convolutions' products (conv/precision.hpp)
   std::string convolutions =
-      "rule";                   // rule | measured | compiled: how a GPU's plans are chosen (conv_book.hpp)
+      "rule";                 // rule | measured | compiled: how a GPU's plans are chosen (conv_book.hpp)
+  double weight_decay = 0.0;  // AdamW's, of the convolutions' weights
+  double weight_average =
+      0.0;                 // decay of averaged weights, which evaluations and the model's file use; 0 = off
+  std::string start_from;  // a run whose encoder (and what else fits) the weights start from; "" = random
   double gradient_clip = 0.0;   // largest gradient norm; 0 = off
   std::string on_nan = "stop";  // stop | skip
   int64_t patience = 0;         // evaluations without improvement before stopping; 0 = off
@@ -72,6 +89,7 @@ struct Config {
   ModelConfig model;
   QuantizerConfig quantizer;
   LossConfig loss;
+  ClassifierConfig classifier;
   TrainConfig train;
   KernelsConfig kernels;
   struct Evaluate {

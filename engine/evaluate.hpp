@@ -12,11 +12,14 @@ namespace vqlab {
 
 struct Evaluation {
   int64_t images = 0;
+  bool has_decoder = true;              // false: the figures of the reconstruction are NaN
   double mse = 0.0;                     // per pixel on [0, 1], unclamped, over all images
   double nmse = 0.0;                    // mse / variance of the training pixels
   double psnr_db = 0.0;                 // of the mean mse
   double psnr_db_mean = 0.0;            // mean of the images' own
   double ssim = 0.0;                    // mean over images and channels; NaN for sides under 11
+  int64_t labelled = 0;                 // images with a label, if the model has a classifier
+  double accuracy = 0.0;                // share of them that the classifier recognises
   int64_t codebook_size = 0;            // 0: the model has no codes, and the rest is meaningless
   bool initialised = false;             // false: the codebook still waits for its first latents
   Usage usage{};                        // over all codes of the split
@@ -35,7 +38,7 @@ void quantize_batch(Model& model, Feeder& feeder, const Runtime& runtime, const 
 using BatchVisitor = std::function<void(int64_t first, int64_t count)>;
 
 // Every image once, in order, in batches of the model's size, the last one padded. Uses the model's
-// activations.
+// activations, and of a model in training the averaged weights, if it has them.
 Evaluation evaluate(Model& model, const Runtime& runtime, const ImageRange& range, double variance,
                     bool with_ssim = true, const BatchVisitor& visit = {});
 

@@ -28,11 +28,13 @@ class Feeder {
   // Evaluation: images [first, first + batch) of the range; past its end the last image is repeated.
   void pick_in_order(const ImageRange& range, int64_t first);
 
-  // Copies the picked images into the next pinned slot, once the upload of two calls ago is done.
+  // Copies the picked images and their labels, -1 where the set has none, into the next pinned slot, once the
+  // upload of two calls ago is done.
   void fill(const ImageSet& set);
   // From the slot just filled to the model's images(), on the copy stream: it starts as soon as the model has
-  // read the images before, and the compute stream waits for its end.
-  void upload(const Model& model);
+  // read the images before, and the compute stream waits for its end. The classifier's labels() follow on the
+  // compute stream, since a step reads them to its end.
+  void upload(Model& model);
 
  private:
   const Runtime& runtime_;
@@ -41,7 +43,8 @@ class Feeder {
   Slab slab_{"pinned batches", MemoryKind::pinned};
   struct Slot {
     View<uint8_t> images;
-    Event uploaded;
+    View<int32_t> labels;
+    Event uploaded, labels_uploaded;
   };
   std::array<Slot, 2> slots_;  // one is filled while the other is being copied
   size_t slot_ = 0;

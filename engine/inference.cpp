@@ -26,6 +26,7 @@ std::vector<int32_t> encode_images(TrainedModel& trained, const ImageRange& rang
 void decode_codes(TrainedModel& trained, const std::vector<int32_t>& codes, int64_t count,
                   const ImageVisitor& visit) {
   trained.require_codes("decode");
+  trained.require_decoder("decode");
   Model& model = trained.model();
   const Runtime& runtime = trained.runtime();
   const Stream stream = runtime.compute();

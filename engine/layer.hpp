@@ -5,11 +5,23 @@
 #include <vector>
 
 #include "kernels/conv/conv_choice.hpp"
+#include "kernels/core/step_state.hpp"
 #include "memory.hpp"
 
 namespace vqlab {
 
 enum class Mode { training, inference };
+
+// One pass of a batch through the net. In a training step its scalars key what is random; without them it is
+// an evaluation: no augmentation, no dropout, normalisation by the averages of training.
+struct Pass {
+  Pass(Stream where) : stream(where) {}  // NOLINT: implicit on purpose, an evaluation
+  Pass(Stream where, const View<const StepState>& of) : stream(where), step(of) {}
+  bool training() const { return bool(step); }
+
+  Stream stream;
+  View<const StepState> step;  // (1), on the device; absent in an evaluation
+};
 
 // An activation (B, H, W, C) and the gradient of the loss with respect to it. The gradient is absent in
 // inference, and of the input image, which needs none. Of a rectified value, which a ReLU gave, it is the
@@ -35,10 +47,12 @@ class Layer {
   // Runs once to measure and once to bind.
   virtual Tensor plan(Arena& arena, const Tensor& input, Mode mode) = 0;
   // output.value from input.value; keeps what backward needs in the arena.
-  virtual void forward(Stream stream) = 0;
-  // From output.gradient: the parameter gradients, and input.gradient unless it is absent. Both are
-  // overwritten; output.gradient may be changed too.
+  virtual void forward(const Pass& pass) = 0;
+  // After a forward pass of training. From output.gradient: the parameter gradients, and input.gradient
+  // unless it is absent. Both are overwritten; output.gradient may be changed too.
   virtual void backward(Stream stream) = 0;
+  // After the optimiser: what a layer averages over the steps, unless `poisoned` (1) is set.
+  virtual void update(const View<const int32_t>&, Stream) {}
   // Appends the convolutions of the shapes last planned: forward, backward data, backward weight.
   virtual void list_convolutions(std::vector<LayerConvolution>&) {}
 };

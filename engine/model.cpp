@@ -2,6 +2,8 @@
 
 #include <bit>
 
+#include "kernels/core/copy.hpp"
+
 namespace vqlab {
 namespace {
 
@@ -32,45 +34,55 @@ Model::Model(const Config& config, const ImageShape& shape, int64_t batch, int64
                                .mode = mode,
                                .latents_per_step = config.train.batch_size * latents_per_image,
                                .latents_per_epoch = images_per_epoch * latents_per_image});
-  build_decoder();
+  if (has_decoder()) build_decoder();
+  if (config_.loss.classifier_weight > 0.0)
+    classifier_ = std::make_unique<Classifier>(parameters_, config_,
+                                               latents_per_image * config_.quantizer.dim, precision_);
 }
 
 void Model::build_encoder() {
   const ModelConfig& m = config_.model;
+  const bool normalised = m.norm != "none";
   const int64_t stages = std::countr_zero(uint64_t(m.downsampling));
   int64_t channels = shape_.channels;
-  for (int64_t i = 0; i < stages; ++i) {
-    const int64_t next = stage_channels(m.hidden, i, stages);
-    encoder_.add<Conv>(parameters_, fmt::format("encoder.conv{}", i + 1), kHalve, channels, next,
-                       Activation::relu, precision_);
+  const auto add = [&](int64_t number, const ConvGeometry& geometry, int64_t next) {
+    add_conv(encoder_, parameters_, fmt::format("encoder.conv{}", number),
+             fmt::format("encoder.norm{}", number), geometry, channels, next, Activation::relu, precision_,
+             normalised);
     channels = next;
-  }
-  encoder_.add<Conv>(parameters_, fmt::format("encoder.conv{}", stages + 1), kSame, channels, m.hidden,
-                     Activation::relu, precision_);
+  };
+  for (int64_t i = 0; i < stages; ++i) add(i + 1, kHalve, stage_channels(m.hidden, i, stages));
+  add(stages + 1, kSame, m.hidden);
   for (int64_t i = 0; i < m.residual_blocks; ++i)
     encoder_.add<Residual>(parameters_, fmt::format("encoder.residual{}", i + 1), m.hidden, m.residual_hidden,
-                           precision_);
+                           precision_, normalised);
   encoder_.add<ReLU>();
-  encoder_.add<Conv>(parameters_, "quant_conv", ConvGeometry{.kernel = 1}, m.hidden, config_.quantizer.dim,
-                     Activation::none, precision_);
+  to_latents_.add<Conv>(parameters_, "quant_conv", ConvGeometry{.kernel = 1}, m.hidden, config_.quantizer.dim,
+                        Activation::none, precision_);
 }
 
 void Model::build_decoder() {
   const ModelConfig& m = config_.model;
+  const bool normalised = m.norm == "batch";
   const int64_t stages = std::countr_zero(uint64_t(m.downsampling));
-  decoder_.add<Conv>(parameters_, "decoder.conv1", kSame, config_.quantizer.dim, m.hidden, Activation::none,
-                     precision_);
+  add_conv(decoder_, parameters_, "decoder.conv1", "decoder.norm1", kSame, config_.quantizer.dim, m.hidden,
+           Activation::none, precision_, normalised);
   for (int64_t i = 0; i < m.residual_blocks; ++i)
     decoder_.add<Residual>(parameters_, fmt::format("decoder.residual{}", i + 1), m.hidden, m.residual_hidden,
-                           precision_);
+                           precision_, normalised);
   decoder_.add<ReLU>();
   int64_t channels = m.hidden;
   for (int64_t i = 0; i < stages; ++i) {
     const bool last = i + 1 == stages;
     const int64_t next = last ? shape_.channels : stage_channels(m.hidden, stages - 2 - i, stages);
-    auto& up = decoder_.add<ConvTranspose>(parameters_, fmt::format("decoder.up{}", i + 1), kDouble, channels,
-                                           next, last ? Activation::none : Activation::relu, precision_);
+    const bool norm_here = normalised && !last;
+    auto& up = upsampling_.add<ConvTranspose>(
+        parameters_, fmt::format("decoder.up{}", i + 1), kDouble, channels, next,
+        last || norm_here ? Activation::none : Activation::relu, precision_);
     if (last) up.pad_output_channels();
+    if (norm_here)
+      upsampling_.add<BatchNorm>(parameters_, fmt::format("decoder.up_norm{}", i + 1), next,
+                                 Activation::relu);
     channels = next;
   }
 }
@@ -84,13 +96,22 @@ void Model::plan_encoder(Arena& arena) {
   images_ = arena.take<uint8_t>({batch_, shape_.height, shape_.width, shape_.channels});
   input_.value = arena.take<float>({batch_, padded(shape_.height), padded(shape_.width),
                                     padded_channels(arena.device(), shape_.channels, precision_)});
-  latents_ = encoder_.plan(arena, input_, mode_);
+  encoder_hidden_ = encoder_.plan(arena, input_, mode_);
+  latents_ = to_latents_.plan(arena, encoder_hidden_, mode_);
+}
+
+void Model::plan_heads(Arena& arena, const Tensor& quantized) {
+  if (has_decoder()) {
+    decoder_hidden_ = decoder_.plan(arena, quantized, mode_);
+    reconstruction_ = upsampling_.plan(arena, decoder_hidden_, mode_);
+  }
+  if (classifier_) classifier_->plan(arena, quantized, mode_, !has_decoder());
 }
 
 void Model::plan(Arena& arena) {
   plan_encoder(arena);
   quantized_ = quantizer_->plan(arena, latents_, mode_);
-  reconstruction_ = decoder_.plan(arena, quantized_, mode_);
+  plan_heads(arena, quantized_);
   VQ_REQUIRE(!latents_.rectified && !reconstruction_.rectified, "quantizer and loss undo no ReLU");
   loss_ = arena.take<float>({1});
   error_ = arena.take<float>({1});
@@ -104,6 +125,8 @@ std::vector<std::pair<std::string, int64_t>> Model::memory_budget(Device device)
   const int64_t slab = parameters_.slab_bytes();
   std::vector<std::pair<std::string, int64_t>> budget = {{"weights", slab}};
   if (mode_ == Mode::training) budget.insert(budget.end(), {{"gradients", slab}, {"Adam moments", 2 * slab}});
+  if (mode_ == Mode::training && config_.train.weight_average > 0.0)
+    budget.emplace_back("averaged weights", slab);
   budget.emplace_back("codebook state", quantizer_->state_bytes());
   budget.emplace_back(mode_ == Mode::training ? "activations and their gradients" : "activations",
                       measure.activation_bytes());
@@ -116,16 +139,16 @@ std::vector<LayerConvolution> Model::convolutions(Device device) {
   if (!arena_.allocated()) {
     plan_encoder(measure);
     // What the quantizer gives has the shape of the latents. Its own plan may need the device itself.
-    decoder_.plan(measure, latents_, mode_);
+    plan_heads(measure, latents_);
   }
   std::vector<LayerConvolution> list;
-  encoder_.list_convolutions(list);
-  decoder_.list_convolutions(list);
+  for (Sequential* part : {&encoder_, &to_latents_, &decoder_, &upsampling_}) part->list_convolutions(list);
+  if (classifier_) classifier_->list_convolutions(list);
   return list;
 }
 
 void Model::allocate(const Runtime& runtime) {
-  parameters_.allocate(runtime, mode_ == Mode::training);
+  parameters_.allocate(runtime, mode_ == Mode::training, config_.train.weight_average > 0.0);
   if (mode_ == Mode::training) parameters_.initialise(uint64_t(config_.seed), runtime);
   quantizer_->allocate(runtime);
   images_read_ = Event(runtime);
@@ -140,18 +163,33 @@ void Model::use_kernels(const KernelChoice& choice, const std::string& device_na
   kernels_ = names_of(choice, device_name);
 }
 
-void Model::load_images(const View<const StepState>& augmentation, Stream stream) {
+void Model::load_images(const Pass& pass) {
+  const bool training = pass.training();
   run(ImageInputOp{.output = input_.value,
                    .images = images_,
-                   .flip = augmentation && config_.data.flip,
-                   .shift = augmentation ? config_.data.shift : 0,
+                   .flip = training && config_.data.flip,
+                   .shift = training ? config_.data.shift : 0,
+                   .mixup = training && config_.data.mixup > 0.0,
                    .seed = uint64_t(config_.seed),
-                   .state = augmentation},
-      stream);
-  images_read_.record(stream);
+                   .state = pass.step},
+      pass.stream);
+  images_read_.record(pass.stream);
 }
 
-void Model::encode(Stream stream) { encoder_.forward(stream); }
+void Model::encode(const Pass& pass) {
+  encoder_.forward(pass);
+  to_latents_.forward(pass);
+}
+
+void Model::decode(const Pass& pass) {
+  if (!has_decoder()) return;
+  decoder_.forward(pass);
+  upsampling_.forward(pass);
+}
+
+void Model::classify(const Pass& pass) {
+  if (classifier_) classifier_->forward(pass);
+}
 
 void Model::require_finite_latents(const Runtime& runtime, int64_t first) const {
   const View<const int32_t> flag = quantizer_->first_bad_row();
@@ -167,8 +205,10 @@ void Model::require_finite_latents(const Runtime& runtime, int64_t first) const 
         fmt::format("latent row {}", row));
 }
 
-void Model::measure_loss(Stream stream) {
-  run(ReconstructionLossOp{.d_reconstruction = reconstruction_.gradient,
+void Model::measure_loss(const Pass& pass) {
+  if (classifier_) classifier_->measure_loss(pass);
+  if (!has_decoder()) return;
+  run(ReconstructionLossOp{.d_reconstruction = pass.training() ? reconstruction_.gradient : View<float>(),
                            .loss = loss_,
                            .error = error_,
                            .squared_error = squared_error_,
@@ -179,15 +219,36 @@ void Model::measure_loss(Stream stream) {
                            .channels = shape_.channels,
                            .kind = config_.loss.reconstruction == "l1" ? ReconstructionKind::absolute
                                                                        : ReconstructionKind::squared,
-                           .scale = loss_scale_,
+                           .scale = loss_scale_ * float(config_.loss.reconstruction_weight),
                            .block_sums = block_sums_},
-      stream);
+      pass.stream);
 }
 
 void Model::backward(Stream stream) {
-  decoder_.backward(stream);
+  if (has_decoder()) {
+    upsampling_.backward(stream);
+    decoder_.backward(stream);
+  }
+  if (classifier_) classifier_->backward(stream);
   quantizer_->backward(stream);
+  to_latents_.backward(stream);
   encoder_.backward(stream);
+}
+
+void Model::update(const View<const int32_t>& poisoned, const View<const OptimizerState>& optimizer,
+                   Stream stream) {
+  for (Sequential* part : {&encoder_, &decoder_, &upsampling_}) part->update(poisoned, stream);
+  if (!parameters_.averages()) return;
+  run(AverageWeightsOp{.averages = parameters_.averages(),
+                       .weights = parameters_.weights(),
+                       .optimizer = optimizer,
+                       .poisoned = poisoned,
+                       .decay = float(config_.train.weight_average)},
+      stream);
+}
+
+void Model::swap_averages(Stream stream) {
+  if (parameters_.averages()) run(SwapOp{.a = parameters_.averages(), .b = parameters_.weights()}, stream);
 }
 
 void Model::set_variance(double variance) {

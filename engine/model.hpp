@@ -1,12 +1,13 @@
-// The network by configuration: encoder CNN, 1x1 convolution to the latents, quantizer, decoder CNN (the net
-// of DeepMind's VQ-VAE notebook; van den Oord et al. 2017, section 4.1), and the reconstruction loss behind
-// it.
+// The network by configuration: encoder CNN, 1x1 convolution to the latents, quantizer, and behind it a
+// decoder CNN (the net of DeepMind's VQ-VAE notebook; van den Oord et al. 2017, section 4.1), a classifier,
+// or both, each with its loss.
 #pragma once
 
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "classifier.hpp"
 #include "conv_book.hpp"
 #include "kernels/nn/image_input.hpp"
 #include "kernels/nn/losses.hpp"
@@ -33,19 +34,24 @@ class Model {
   // All memory, once, with initial weights drawn from config.seed in training.
   void allocate(const Runtime& runtime);
 
-  // One pass, in order. images() is filled before. `augmentation` keys the random flips and shifts of
-  // training; absent, images enter as they are.
-  void load_images(const View<const StepState>& augmentation, Stream stream);
-  void encode(Stream stream);
-  void quantize(Stream stream) { quantizer_->forward(stream); }
-  void decode(Stream stream) { decoder_.forward(stream); }
+  // One pass, in order. images() is filled before, and with a classifier its labels.
+  void load_images(const Pass& pass);
+  void encode(const Pass& pass);
+  void quantize(const Pass& pass) { quantizer_->forward(pass.stream); }
+  void decode(const Pass& pass);
+  void classify(const Pass& pass);
   // For inference, after quantize: waits for the device and throws Error(failed), naming the image, if a
   // latent is not finite. `first` is the place of the batch's first image.
   void require_finite_latents(const Runtime& runtime, int64_t first) const;
-  // loss and error of the reconstruction against the input, without the padding; in training also the
-  // gradient.
-  void measure_loss(Stream stream);
+  // loss and error of the reconstruction against the input, without the padding, and the classifier's; in
+  // training also their gradients. 0 of a part that the net does not have.
+  void measure_loss(const Pass& pass);
   void backward(Stream stream);
+  // After the optimiser: averages of the layers and of the weights. Neither in a poisoned step.
+  void update(const View<const int32_t>& poisoned, const View<const OptimizerState>& optimizer,
+              Stream stream);
+  // The averaged weights and those in training change places, if there are averages: around an evaluation.
+  void swap_averages(Stream stream);
 
   // 1 / variance of the training pixels in [0, 1], for the loss mse_over_variance.
   void set_variance(double variance);
@@ -58,7 +64,12 @@ class Model {
   View<const float> input() const { return input_.value; }
   // What the next upload to images() must wait for.
   const Event& images_read() const { return images_read_; }
-  View<const float> latents() const { return latents_.value; }                // (B, h, w, D)
+  View<const float> latents() const { return latents_.value; }  // (B, h, w, D)
+  // What the 1x1 convolution to the latents reads, (B, h, w, hidden), and the decoder's map before its first
+  // upsampling, a function of the quantized latents alone, of that shape.
+  View<const float> encoder_hidden() const { return encoder_hidden_.value; }
+  View<const float> decoder_hidden() const { return decoder_hidden_.value; }
+  View<const float> quantized() const { return quantized_.value; }            // as latents()
   View<const float> reconstruction() const { return reconstruction_.value; }  // as input()
   View<const float> loss() const { return loss_; }                            // (1), scaled, as trained
   View<const float> error() const { return error_; }  // (1), mean squared or absolute error
@@ -67,6 +78,9 @@ class Model {
   }  // (B), sum over the pixels of each image
   int64_t code_height() const { return padded(shape_.height) / config_.model.downsampling; }
   int64_t code_width() const { return padded(shape_.width) / config_.model.downsampling; }
+  bool has_decoder() const { return config_.loss.reconstruction_weight > 0.0; }
+  Classifier* classifier() { return classifier_.get(); }  // or null
+  const Classifier* classifier() const { return classifier_.get(); }
   Quantizer& quantizer() { return *quantizer_; }
   const Quantizer& quantizer() const { return *quantizer_; }
   ParameterStore& parameters() { return parameters_; }
@@ -82,6 +96,7 @@ class Model {
   void build_encoder();
   void build_decoder();
   void plan_encoder(Arena& arena);
+  void plan_heads(Arena& arena, const Tensor& quantized);
   void plan(Arena& arena);
   int64_t padded(int64_t side) const;
 
@@ -92,14 +107,15 @@ class Model {
   const Precision precision_;
   float loss_scale_ = 1.0f;
   ParameterStore parameters_;
-  Sequential encoder_, decoder_;
+  Sequential encoder_, to_latents_, decoder_, upsampling_;
   std::unique_ptr<Quantizer> quantizer_;
+  std::unique_ptr<Classifier> classifier_;
   ConvBook convolution_book_;
   RunKernels kernels_;
   Arena arena_{Device::cpu};
   Event images_read_;
   View<uint8_t> images_;
-  Tensor input_, latents_, quantized_, reconstruction_;
+  Tensor input_, encoder_hidden_, latents_, quantized_, decoder_hidden_, reconstruction_;
   View<float> loss_, error_, squared_error_, block_sums_;
 };
 

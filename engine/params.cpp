@@ -5,13 +5,14 @@
 namespace vqlab {
 namespace {
 
-constexpr int64_t kAlignFloats = 64;
-
 int64_t elements(const std::vector<int64_t>& shape) {
   int64_t count = 1;
   for (const int64_t side : shape) count *= side;
   return count;
 }
+
+// No group of weights that decay together has weights of two parameters.
+int64_t whole_groups(int64_t floats) { return decay_groups(floats) * kDecayGroup; }
 
 // dst[a][b][p] = src[a][p][b] for a < A, b < B, p < P.
 std::vector<float> swap_inner(const float* src, int64_t A, int64_t P, int64_t B) {
@@ -27,18 +28,35 @@ std::vector<float> swap_inner(const float* src, int64_t A, int64_t P, int64_t B)
 ParameterStore::Id ParameterStore::add(std::string name, std::vector<int64_t> shape, float bound) {
   VQ_REQUIRE(!weights_, "parameter '{}' is declared after allocation", name);
   const int64_t offset = size_;
-  size_ += (elements(shape) + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
-  parameters_.push_back({std::move(name), std::move(shape), bound, offset});
+  size_ += whole_groups(elements(shape));
+  parameters_.push_back(
+      {.name = std::move(name), .shape = std::move(shape), .bound = bound, .offset = offset});
   return parameters_.size() - 1;
 }
 
-void ParameterStore::allocate(const Runtime& runtime, bool training) {
+ParameterStore::Id ParameterStore::add_constant(std::string name, std::vector<int64_t> shape, float value) {
+  const Id id = add(std::move(name), std::move(shape), 0.0f);
+  parameters_[id].centre = value;
+  return id;
+}
+
+ParameterStore::Id ParameterStore::add_buffer(std::string name, int64_t size, float initial) {
+  VQ_REQUIRE(!weights_, "buffer '{}' is declared after allocation", name);
+  buffers_.push_back({.name = std::move(name), .size = size, .initial = initial, .offset = buffers_size_});
+  buffers_size_ += whole_groups(size);
+  return buffers_.size() - 1;
+}
+
+void ParameterStore::allocate(const Runtime& runtime, bool training, bool averaged) {
   const auto plan = [&] {
     weights_ = slab_.take<float>({size_});
+    if (!buffers_.empty()) buffer_values_ = slab_.take<float>({buffers_size_});
     if (!training) return;
     gradients_ = slab_.take<float>({size_});
     moments1_ = slab_.take<float>({size_});
     moments2_ = slab_.take<float>({size_});
+    decayed_ = slab_.take<uint8_t>({decay_groups(size_)});
+    if (averaged) averages_ = slab_.take<float>({size_});
   };
   plan();
   slab_.allocate(runtime);
@@ -46,14 +64,29 @@ void ParameterStore::allocate(const Runtime& runtime, bool training) {
 }
 
 void ParameterStore::initialise(uint64_t seed, const Runtime& runtime) {
-  for (size_t id = 0; id < parameters_.size(); ++id) {
-    const RandomKey key{.seed = seed, .use = RandomUse::weights, .tensor = uint32_t(id)};
-    std::vector<float> values(size_t(elements(parameters_[id].shape)));
-    for (size_t i = 0; i < values.size(); ++i)
-      values[i] = parameters_[id].bound * (2.0f * random_uniform(key, i) - 1.0f);
-    runtime.upload(weight(id).data, values.data(), int64_t(values.size() * sizeof(float)), runtime.compute());
+  const auto upload = [&](const auto& to, const auto& values) {
+    runtime.upload(to.data, values.data(), to.bytes(), runtime.compute());
     runtime.synchronize(runtime.compute());
+  };
+  std::vector<uint8_t> decays(size_t(decay_groups(size_)));
+  for (size_t id = 0; id < parameters_.size(); ++id) {
+    const Parameter& p = parameters_[id];
+    const RandomKey key{.seed = seed, .use = RandomUse::weights, .tensor = uint32_t(id)};
+    std::vector<float> values(size_t(elements(p.shape)), p.centre);
+    if (p.bound > 0.0f)
+      for (size_t i = 0; i < values.size(); ++i) values[i] = p.bound * (2.0f * random_uniform(key, i) - 1.0f);
+    upload(weight(id), values);
+    if (averages_) upload(average(id), values);
+    if (p.shape.size() == 4)
+      std::fill_n(decays.begin() + p.offset / kDecayGroup, decay_groups(elements(p.shape)), uint8_t(1));
   }
+  for (size_t id = 0; id < buffers_.size(); ++id)
+    upload(buffer(id), std::vector<float>(size_t(buffers_[id].size), buffers_[id].initial));
+  if (decayed_) upload(decayed_, decays);
+}
+
+View<float> ParameterStore::buffer(Id id) const {
+  return {buffer_values_ ? buffer_values_.data + buffers_[id].offset : nullptr, {buffers_[id].size}};
 }
 
 View<float> ParameterStore::part(const View<float>& slab, Id id) const {

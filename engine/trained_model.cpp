@@ -1,5 +1,7 @@
 #include "trained_model.hpp"
 
+#include "data/labels.hpp"
+
 namespace vqlab {
 
 TrainedModel::TrainedModel(const std::string& run, const std::string& which, const std::string& device,
@@ -18,6 +20,12 @@ TrainedModel::TrainedModel(const std::string& run, const std::string& which, con
   const VariantShape shape = quantizer_shape(config_, kInferenceBatch, height, width);
   model_.use_kernels(choose_kernels(config_.kernels, runtime_.device(), shape, trust, warn),
                      runtime_.device_name());
+}
+
+void TrainedModel::require_decoder(const std::string& command) const {
+  if (model_.has_decoder()) return;
+  throw Error(ErrorKind::usage, command + " needs a decoder, and this model was trained without",
+              "use a run with loss.reconstruction_weight > 0", checkpoint_.directory());
 }
 
 void TrainedModel::require_codes(const std::string& command) const {
@@ -40,6 +48,8 @@ NamedSplit load_split(const Config& config, const std::string& name, const DataF
                 fmt::format("the images are {}x{}x{}, the model was trained on {}x{}x{}", set.height,
                             set.width, set.channels, height, width, channels),
                 "restore the data that the run was trained on", config.data.path);
+  if (config.loss.classifier_weight > 0.0 && !set.labels.empty())
+    require_classes(set, config.classifier.classes, config.data.path);
   const int64_t training = name == "test" ? 0 : facts.training_images;
   split.begin = name == "validation" ? training : 0;
   split.end = name == "train" ? training : set.count;

@@ -29,6 +29,8 @@ class TrainedModel {
   const DataFacts& facts() const { return checkpoint_.facts(); }
   Model& model() { return model_; }
 
+  // Throws Error(usage) for a model without a decoder.
+  void require_decoder(const std::string& command) const;
   // Throws Error(usage) for a model without codes, or whose codebook still waits for its first latents.
   void require_codes(const std::string& command) const;
 

@@ -4,6 +4,7 @@
 #include <numbers>
 #include <span>
 
+#include "kernels/core/elementary.hpp"
 #include "kernels/nn/optimizer.hpp"
 
 namespace vqlab {
@@ -12,6 +13,18 @@ namespace {
 constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
 constexpr float kAdamEpsilon = 1e-8f;
 constexpr int64_t kMaxSkippedInARow = 100;
+
+// From Beta(alpha, alpha), by Johnk's method: of pairs x = u^(1/alpha), y = v^(1/alpha) the first with x + y
+// <= 1 gives x / (x + y). In logarithms, which small alphas need.
+float draw_mix(double alpha, const RandomKey& key) {
+  for (uint64_t i = 0;; ++i) {
+    const double x = portable_log(double(random_uniform(key, 2 * i)) + 0x1p-25) / alpha,
+                 y = portable_log(double(random_uniform(key, 2 * i + 1)) + 0x1p-25) / alpha,
+                 larger = std::max(x, y);
+    const double sum = larger + portable_log(portable_exp(x - larger) + portable_exp(y - larger));
+    if (sum <= 0.0) return float(portable_exp(x - sum));
+  }
+}
 
 }  // namespace
 
@@ -62,6 +75,7 @@ Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange&
   pinned_slab_.allocate(runtime);
   plan();
   for (StagedState& staged : staged_) staged.uploaded = Event(runtime);
+  pass_ = Pass(stream_, state_);
   resume_at(0, 0, 0);
 }
 
@@ -119,19 +133,22 @@ void Trainer::fill_pinned_batch() { feeder_.fill(*images_.set); }
 void Trainer::upload_batch() {
   feeder_.upload(model_);
   upload_step_state();
-  model_.load_images(state_, stream_);
+  model_.load_images(pass_);
 }
 
-void Trainer::encode() { model_.encode(stream_); }
+void Trainer::encode() { model_.encode(pass_); }
 
 void Trainer::quantize() {
-  model_.quantize(stream_);
+  model_.quantize(pass_);
   model_.quantizer().collect(stream_);
 }
 
-void Trainer::decode() { model_.decode(stream_); }
+void Trainer::decode() {
+  model_.decode(pass_);
+  model_.classify(pass_);
+}
 
-void Trainer::measure_loss() { model_.measure_loss(stream_); }
+void Trainer::measure_loss() { model_.measure_loss(pass_); }
 
 void Trainer::compute_gradients() { model_.backward(stream_); }
 
@@ -164,9 +181,10 @@ void Trainer::update() {
              .beta2 = float(kBeta2),
              .epsilon = kAdamEpsilon,
              .clip = float(config_.train.gradient_clip),
-             .weight_decay = 0.0f,
-             .decayed = {}},
+             .weight_decay = float(config_.train.weight_decay),
+             .decayed = config_.train.weight_decay > 0.0 ? p.decayed() : View<const uint8_t>()},
       stream_);
+  model_.update(poisoned_, optimizer_, stream_);
   model_.quantizer().update({.runtime = runtime_, .state = state_, .poisoned = poisoned_}, stream_);
 }
 
@@ -177,6 +195,7 @@ void Trainer::record() {
                    .state = state_,
                    .reconstruction = model_.loss(),
                    .error = model_.error(),
+                   .classification = model_.classifier() ? model_.classifier()->loss() : View<const float>(),
                    .squared_norm = squared_norm_,
                    .poisoned = poisoned_,
                    .distance = has_codes ? quantizer.distance() : View<const float>(),
@@ -192,7 +211,8 @@ void Trainer::upload_step_state() {
   staged.state.data[0] = {.step = step_,
                           .learning_rate = float(learning_rate(step_)),
                           .epoch = epoch(),
-                          .first_index = first_index()};
+                          .first_index = first_index(),
+                          .mix = mix(step_)};
   runtime_.upload(state_.data, staged.state.data, state_.bytes(), stream_);
   staged.uploaded.record(stream_);
 }
@@ -227,6 +247,12 @@ double Trainer::learning_rate(int64_t step) const {
   return base * 0.5 * (1.0 + std::cos(std::numbers::pi * std::min(1.0, progress)));
 }
 
+float Trainer::mix(int64_t step) const {
+  if (config_.data.mixup == 0.0) return 1.0f;
+  return draw_mix(config_.data.mixup,
+                  {.seed = uint64_t(config_.seed), .step = uint32_t(step), .use = RandomUse::mixup});
+}
+
 StepReport Trainer::report() {
   read_metrics();
   if (step_ == 0) return {};
@@ -235,6 +261,7 @@ StepReport Trainer::report() {
   const double distance = double(last.distance);
   StepReport report{.step = step_,
                     .reconstruction = double(last.reconstruction),
+                    .classification = double(last.classification),
                     .commitment = quantizer.commitment_loss_weight() * distance,
                     .error = double(last.error),
                     .gradient_norm = std::sqrt(double(last.squared_norm)),
@@ -242,7 +269,8 @@ StepReport Trainer::report() {
                     .has_codebook = quantizer.codebook_size() > 0,
                     .health = last.health,
                     .replaced = last.replaced};
-  report.loss = report.reconstruction + report.commitment + quantizer.codebook_loss_weight() * distance;
+  report.loss = report.reconstruction + report.classification + report.commitment +
+                quantizer.codebook_loss_weight() * distance;
   return report;
 }
 
@@ -272,6 +300,7 @@ int64_t first_bad_row(const View<const float>& tensor, const Runtime& runtime) {
 std::string Trainer::first_bad_tensor() const {
   const StepMetrics& step = host_ring_.data[host_optimizer_.data->halted_at % kMetricsRing];
   if (step.first_bad_row >= 0) return fmt::format("latent row {}", step.first_bad_row);
+  if (!std::isfinite(step.classification)) return "the classification loss";
   if (!std::isfinite(step.reconstruction)) {
     const int64_t image = first_bad_row(model_.reconstruction(), runtime_);
     return image < 0 ? "the reconstruction loss" : fmt::format("the reconstruction of image {}", image);

@@ -15,7 +15,8 @@ namespace vqlab {
 struct StepReport {
   int64_t step = 0;             // steps done
   double loss = 0.0;            // total, as trained
-  double reconstruction = 0.0;  // its reconstruction part
+  double reconstruction = 0.0;  // its reconstruction part, weighted
+  double classification = 0.0;  // its classification part, weighted
   double commitment = 0.0;      // its commitment part, weighted
   double error = 0.0;           // mean squared (or absolute) error in pixels of [0, 1]
   double gradient_norm = 0.0;
@@ -80,6 +81,7 @@ class Trainer {
   void upload_step_state();
   void read_metrics();
   double learning_rate(int64_t step) const;
+  float mix(int64_t step) const;
   [[noreturn]] void fail_not_finite();
   std::string first_bad_tensor() const;
 
@@ -87,6 +89,7 @@ class Trainer {
   const Runtime& runtime_;
   const ImageRange images_;
   const Stream stream_;
+  Pass pass_{stream_};  // with the step's scalars
   Model model_;
   Feeder feeder_;
   double variance_ = 0.0;

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "checkpoint.hpp"
+#include "data/labels.hpp"
 #include "environment.hpp"
 #include "io/file.hpp"
 #include "pictures.hpp"
@@ -61,6 +62,7 @@ class Training {
  private:
   void open_new();
   void open_existing();
+  void start_from_another();
   void use_graph();
   void choose_plans();
   void choose_kernels_anew();
@@ -70,18 +72,19 @@ class Training {
   void show(const StepReport& report, bool logged);
   void log(const StepReport& report);
   void evaluate_epoch(int64_t epoch);
+  void judge(const Evaluation& e);
   void write_pictures();
   void save();
   bool epoch_ends() const { return trainer_->steps_done() % trainer_->steps_per_epoch() == 0; }
   bool evaluation_due(int64_t epoch) const;
   double images_per_second() const;
 
-  const TrainOptions options_;
-  const Config& config_ = options_.config;
   TrainObserver& observer_;
   const Clock::time_point start_ = Clock::now();
   const Runtime runtime_;
   const TrainingData data_;
+  const TrainOptions options_;
+  const Config& config_ = options_.config;
   KernelChoice kernels_;
   std::unique_ptr<Trainer> trainer_;
   int64_t end_step_ = 0;
@@ -95,15 +98,26 @@ class Training {
   TrainResult result_;
 };
 
+// The number of classes is the data's, unless the configuration says it.
+TrainOptions with_classes(TrainOptions options, const TrainingData& data) {
+  Config& config = options.config;
+  if (config.loss.classifier_weight > 0.0 && config.classifier.classes == 0)
+    config.classifier.classes = data.classes;
+  return options;
+}
+
 Training::Training(const TrainOptions& options, TrainObserver& observer)
-    : options_(options),
-      observer_(observer),
-      runtime_(config_.device, int(config_.threads)),
-      data_(load_training_data(config_)) {
+    : observer_(observer),
+      runtime_(options.config.device, int(options.config.threads)),
+      data_(load_training_data(options.config)),
+      options_(with_classes(options, data_)) {
   observer.note(runtime_.note());
   observer.note(fmt::format("data: {} training and {} validation images of {}x{}x{}",
                             data_.training().count(), data_.validation().count(), data_.set.height,
                             data_.set.width, data_.set.channels));
+  if (config_.data.labels > 0)
+    observer.note(
+        fmt::format("labels: of {} training images, equally many of each class", config_.data.labels));
   for (const std::string& line : plan_memory(config_, data_, runtime_)) observer.note(line);
   choose_kernels_anew();
   trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training());
@@ -138,6 +152,7 @@ void Training::open_new() {
     metrics_ = std::make_unique<AppendFile>(run / "metrics.jsonl");
     choose_plans();
     use_kernels({});
+    start_from_another();
     save();
     write_file_durably(run / "config.toml.tmp", to_toml(config_));
     rename_durably(run / "config.toml.tmp", run / "config.toml");  // last: what has it can be resumed
@@ -147,6 +162,17 @@ void Training::open_new() {
     std::filesystem::remove_all(options_.run, ignored);  // a half-made run is of no use
     throw;
   }
+}
+
+void Training::start_from_another() {
+  const std::string& other = config_.train.start_from;
+  if (other.empty()) return;
+  const Checkpoint checkpoint(other, "last");
+  for (const std::string& line : checkpoint.warnings()) observer_.warning(line);
+  Model& model = trainer_->model();
+  observer_.note(fmt::format("{} of {} tensors start from {}", checkpoint.start(model, runtime_),
+                             model.parameters().parameters().size() + model.parameters().buffers().size(),
+                             checkpoint.directory()));
 }
 
 void Training::open_existing() {
@@ -271,6 +297,7 @@ void Training::log(const StepReport& r) {
   line["loss"] = r.loss;
   line["reconstruction"] = r.reconstruction;
   line["commitment"] = r.commitment;
+  if (trainer_->model().classifier() != nullptr) line["classification"] = r.classification;
   line["error"] = r.error;
   line["gradient_norm"] = r.gradient_norm;
   line["learning_rate"] = r.learning_rate;
@@ -296,12 +323,7 @@ void Training::evaluate_epoch(int64_t epoch) {
   if (data_.validation_images > 0) {
     const Evaluation e = evaluate(trainer_->model(), runtime_, data_.validation(), trainer_->variance());
     ++progress_.evaluations;
-    newest_is_best_ = std::isfinite(e.mse) && (!progress_.best_mse || e.mse < *progress_.best_mse);
-    progress_.without_improvement = newest_is_best_ ? 0 : progress_.without_improvement + 1;
-    if (newest_is_best_) {
-      progress_.best_mse = e.mse;
-      progress_.best_step = trainer_->steps_done();
-    }
+    judge(e);
     Json line = Json::object();
     line["kind"] = "evaluation";
     line["step"] = trainer_->steps_done();
@@ -316,8 +338,23 @@ void Training::evaluate_epoch(int64_t epoch) {
   write_pictures();
 }
 
+// By the error of the reconstruction, or, without a decoder, by the share of images recognised.
+void Training::judge(const Evaluation& e) {
+  newest_is_best_ = e.has_decoder
+                        ? std::isfinite(e.mse) && (!progress_.best_mse || e.mse < *progress_.best_mse)
+                        : !progress_.best_accuracy || e.accuracy > *progress_.best_accuracy;
+  progress_.without_improvement = newest_is_best_ ? 0 : progress_.without_improvement + 1;
+  if (!newest_is_best_) return;
+  if (e.has_decoder)
+    progress_.best_mse = e.mse;
+  else
+    progress_.best_accuracy = e.accuracy;
+  progress_.best_step = trainer_->steps_done();
+}
+
 // Of the first validation images, or of the first training images if none are held back.
 void Training::write_pictures() {
+  if (!trainer_->model().has_decoder()) return;
   ImageRange first = data_.validation_images > 0 ? data_.validation() : data_.training();
   first.end = first.begin + std::min(first.count(), kPictures);
   evaluate(trainer_->model(), runtime_, first, trainer_->variance(), /*with_ssim=*/false);
@@ -338,6 +375,21 @@ void Training::save() {
   newest_is_best_ = false;
 }
 
+// Which labels the net may see; the validation images keep theirs.
+void choose_labels(TrainingData& data, const Config& config) {
+  const int64_t known = config.classifier.classes;
+  data.classes = known > 0 ? known : count_classes(data.set, config.data.path);
+  require_classes(data.set, data.classes, config.data.path);
+  if (config.data.labels == 0) return;
+  std::vector<int32_t>& labels = data.set.labels;
+  const auto end = labels.begin() + data.training().count();
+  const std::vector<int32_t> all(labels.begin(), end);
+  std::fill(labels.begin(), end, -1);
+  for (const int64_t place :
+       draw_labelled(all, data.classes, config.data.labels, uint64_t(config.seed), /*draw=*/0))
+    labels[size_t(place)] = all[size_t(place)];
+}
+
 }  // namespace
 
 TrainingData load_training_data(const Config& config) {
@@ -353,6 +405,7 @@ TrainingData load_training_data(const Config& config) {
                 fmt::format("data.shift = {} shifts images of {}x{} out of sight", config.data.shift,
                             data.set.height, data.set.width),
                 "lower data.shift", "data.shift");
+  if (config.loss.classifier_weight > 0.0) choose_labels(data, config);
   return data;
 }
 

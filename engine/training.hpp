@@ -17,8 +17,10 @@ struct TrainingData {
   ImageRange training() const { return {&set, 0, set.count - validation_images}; }
   ImageRange validation() const { return {&set, set.count - validation_images, set.count}; }
   int64_t validation_images = 0;
+  int64_t classes = 0;  // with a classifier
 };
-// Throws Error(data) on missing or damaged files, Error(usage) if validation leaves nothing to train on.
+// With data.labels the other training images lose their label (-1). Throws Error(data) on missing or damaged
+// files or, with a classifier, labels; Error(usage) if validation leaves nothing to train on.
 TrainingData load_training_data(const Config& config);
 
 struct TrainOptions {

@@ -12,7 +12,17 @@
 namespace vqlab {
 
 // What a random number is for. Two uses of one (seed, step, index) never share bits.
-enum class RandomUse : uint32_t { weights = 1, codebook, order, restart, kmeans, augment, dropout };
+enum class RandomUse : uint32_t {
+  weights = 1,
+  codebook,
+  order,
+  restart,
+  kmeans,
+  augment,
+  dropout,
+  mixup,
+  labels
+};
 
 struct RandomKey {
   uint64_t seed = 0;

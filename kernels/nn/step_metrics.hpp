@@ -7,12 +7,13 @@
 
 namespace vqlab {
 
-// One step. Without a quantizer the last four stay at their defaults.
+// One step. What the net does not have stays at its default.
 struct StepMetrics {
   int64_t step = 0;  // from 0
   float learning_rate = 0.0f;
   float reconstruction = 0.0f;  // the reconstruction loss, scaled as trained
   float error = 0.0f;           // the same mean without the scale
+  float classification = 0.0f;  // the classifier's loss, weighted
   float squared_norm = 0.0f;    // of all gradients
   int32_t poisoned = 0;         // not 0: a value was not finite and the step changed nothing
   float distance = 0.0f;        // mean squared distance of latents and codes
@@ -27,6 +28,7 @@ struct RecordStepOp {
   View<const StepState> state;        // (1)
   View<const float> reconstruction;   // (1)
   View<const float> error;            // (1)
+  View<const float> classification;   // (1), or absent
   View<const float> squared_norm;     // (1)
   View<const int32_t> poisoned;       // (1)
   View<const float> distance;         // (1), or absent
