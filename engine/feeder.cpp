@@ -24,12 +24,12 @@ Feeder::Feeder(const Runtime& runtime, int64_t batch, const ImageSet& set)
 void Feeder::pick(const ImageRange& range, uint64_t seed, int64_t epoch, int64_t first) {
   const Permutation order({.seed = seed, .step = uint32_t(epoch), .use = RandomUse::order},
                           uint64_t(range.count()));
-  for (size_t i = 0; i < picked_.size(); ++i) picked_[i] = range.begin + int64_t(order(uint64_t(first) + i));
+  for (size_t i = 0; i < picked_.size(); ++i) picked_[i] = range.place(int64_t(order(uint64_t(first) + i)));
 }
 
 void Feeder::pick_in_order(const ImageRange& range, int64_t first) {
   for (size_t i = 0; i < picked_.size(); ++i)
-    picked_[i] = range.begin + std::min(first + int64_t(i), range.count() - 1);
+    picked_[i] = range.place(std::min(first + int64_t(i), range.count() - 1));
 }
 
 void Feeder::fill(const ImageSet& set) {

@@ -11,11 +11,13 @@
 
 namespace vqlab {
 
-// A contiguous part of an image set.
+// A contiguous part of an image set, or some places of it.
 struct ImageRange {
   const ImageSet* set;
-  int64_t begin, end;  // images [begin, end)
-  int64_t count() const { return end - begin; }
+  int64_t begin, end;                          // images [begin, end)
+  const std::vector<int64_t>* only = nullptr;  // of these the given ones; null: all
+  int64_t count() const { return only ? int64_t(only->size()) : end - begin; }
+  int64_t place(int64_t i) const { return only ? (*only)[size_t(i)] : begin + i; }
 };
 
 class Feeder {

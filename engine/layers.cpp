@@ -212,6 +212,7 @@ void Dropout::forward(const Pass& pass) {
 }
 
 void Dropout::backward(Stream stream) {
+  if (!input_.gradient) return;
   run(DropoutOp{.output = input_.gradient,
                 .input = output_.gradient,
                 .rectified = {},

@@ -181,10 +181,12 @@ void Model::encode(const Pass& pass) {
   to_latents_.forward(pass);
 }
 
-void Model::decode(const Pass& pass) {
-  if (!has_decoder()) return;
-  decoder_.forward(pass);
-  upsampling_.forward(pass);
+void Model::decode_hidden(const Pass& pass) {
+  if (has_decoder()) decoder_.forward(pass);
+}
+
+void Model::upsample(const Pass& pass) {
+  if (has_decoder()) upsampling_.forward(pass);
 }
 
 void Model::classify(const Pass& pass) {

@@ -38,7 +38,12 @@ class Model {
   void load_images(const Pass& pass);
   void encode(const Pass& pass);
   void quantize(const Pass& pass) { quantizer_->forward(pass.stream); }
-  void decode(const Pass& pass);
+  void decode(const Pass& pass) {
+    decode_hidden(pass);
+    upsample(pass);
+  }
+  void decode_hidden(const Pass& pass);  // the decoder, up to its first upsampling
+  void upsample(const Pass& pass);
   void classify(const Pass& pass);
   // For inference, after quantize: waits for the device and throws Error(failed), naming the image, if a
   // latent is not finite. `first` is the place of the batch's first image.

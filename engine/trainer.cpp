@@ -34,7 +34,7 @@ double pixel_variance(const ImageRange& images) {
   const uint8_t* pixels = images.set->pixels.data();
   for (int64_t i = images.begin * image_bytes; i < images.end * image_bytes; ++i) ++histogram[pixels[i]];
   double sum = 0.0, squares = 0.0;
-  const double count = double(images.count() * image_bytes);
+  const double count = double((images.end - images.begin) * image_bytes);
   for (size_t v = 0; v < histogram.size(); ++v) {
     sum += double(histogram[v]) * double(v);
     squares += double(histogram[v]) * double(v * v);

@@ -124,7 +124,7 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
   if (options.graph) use_graph();
   end_step_ = std::min(trainer_->total_steps(), options.max_steps.value_or(trainer_->total_steps()));
   facts_ = {.shape = trainer_->model().shape(),
-            .training_images = data_.training().count(),
+            .training_images = data_.set.count - data_.validation_images,
             .variance = trainer_->variance(),
             .pixels_xxh3 =
                 xxh3_hex({reinterpret_cast<const char*>(data_.set.pixels.data()), data_.set.pixels.size()})};
@@ -167,7 +167,8 @@ void Training::open_new() {
 void Training::start_from_another() {
   const std::string& other = config_.train.start_from;
   if (other.empty()) return;
-  const Checkpoint checkpoint(other, "last");
+  const bool is_checkpoint = std::filesystem::exists(other + "/DONE");
+  const Checkpoint checkpoint(other, is_checkpoint ? other : "last");
   for (const std::string& line : checkpoint.warnings()) observer_.warning(line);
   Model& model = trainer_->model();
   observer_.note(fmt::format("{} of {} tensors start from {}", checkpoint.start(model, runtime_),
@@ -385,9 +386,10 @@ void choose_labels(TrainingData& data, const Config& config) {
   const auto end = labels.begin() + data.training().count();
   const std::vector<int32_t> all(labels.begin(), end);
   std::fill(labels.begin(), end, -1);
-  for (const int64_t place :
-       draw_labelled(all, data.classes, config.data.labels, uint64_t(config.seed), /*draw=*/0))
-    labels[size_t(place)] = all[size_t(place)];
+  const std::vector<int64_t> places =
+      draw_labelled(all, data.classes, config.data.labels, uint64_t(config.seed), /*draw=*/0);
+  for (const int64_t place : places) labels[size_t(place)] = all[size_t(place)];
+  if (config.loss.reconstruction_weight == 0.0) data.labelled = places;
 }
 
 }  // namespace

@@ -14,10 +14,13 @@ namespace vqlab {
 // The training images of a config, split into what is trained on and what is held back for validation.
 struct TrainingData {
   ImageSet set;
-  ImageRange training() const { return {&set, 0, set.count - validation_images}; }
+  ImageRange training() const {
+    return {&set, 0, set.count - validation_images, labelled.empty() ? nullptr : &labelled};
+  }
   ImageRange validation() const { return {&set, set.count - validation_images, set.count}; }
   int64_t validation_images = 0;
-  int64_t classes = 0;  // with a classifier
+  int64_t classes = 0;              // with a classifier
+  std::vector<int64_t> labelled{};  // the only images to train on: without a decoder others teach nothing
 };
 // With data.labels the other training images lose their label (-1). Throws Error(data) on missing or damaged
 // files or, with a classifier, labels; Error(usage) if validation leaves nothing to train on.

@@ -1,0 +1,96 @@
+#include "finetune.hpp"
+
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "engine/evaluate.hpp"
+#include "engine/training.hpp"
+#include "logistic.hpp"
+
+namespace vqlab {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Removed with what it holds.
+class TemporaryRun {
+ public:
+  TemporaryRun() : path_((fs::temp_directory_path() / fmt::format("vqlab-finetune-{}", getpid())).string()) {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  ~TemporaryRun() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  TemporaryRun(const TemporaryRun&) = delete;
+  TemporaryRun& operator=(const TemporaryRun&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  const std::string path_;
+};
+
+class SilentObserver : public TrainObserver {
+ public:
+  void note(const std::string&) override {}
+  void warning(const std::string&) override {}
+  void on_step(const StepReport&, int64_t, double, double) override {}
+  void on_evaluation(int64_t, const Evaluation&, bool) override {}
+};
+
+Config finetune_config(const TrainedModel& trained, const FinetuneOptions& options,
+                       const std::string& start) {
+  Config config = trained.config();
+  const int64_t images = options.labels > 0 ? options.labels : trained.facts().training_images;
+  config.name = "finetune";
+  config.seed = int64_t(options.seed);
+  config.device = trained.runtime().device() == Device::cpu ? "cpu" : "cuda";
+  config.quantizer.kind = "none";
+  config.loss.reconstruction_weight = 0.0;
+  config.loss.classifier_weight = 1.0;
+  config.classifier = {.classes = options.classes, .hidden = 0, .dropout = 0.0, .label_smoothing = 0.0};
+  config.data.labels = options.labels;
+  config.data.mixup = 0.0;
+  TrainConfig& train = config.train;
+  train.batch_size = std::min(train.batch_size, images);
+  const int64_t per_epoch = images / train.batch_size;
+  train.epochs = std::max(options.epochs, (options.least_steps + per_epoch - 1) / per_epoch);
+  train.schedule = "cosine";
+  train.learning_rate = 1e-3;
+  train.warmup_steps = 0;
+  train.patience = 0;
+  train.start_from = start;
+  config.evaluate.every_epochs = train.epochs;
+  config.checkpoint.every_steps = train.epochs * per_epoch;
+  return config;
+}
+
+}  // namespace
+
+std::vector<int32_t> recognise_by_training(const TrainedModel& trained, const FinetuneOptions& options) {
+  const TemporaryRun run;
+  // The checkpoint's directory is RUN/ckpt/NAME.
+  const fs::path checkpoint = fs::canonical(trained.checkpoint().directory());
+  SilentObserver silent;
+  train({.config = finetune_config(trained, options, options.from_run ? checkpoint.string() : ""),
+         .run = run.path(),
+         .access = RunAccess::create,
+         .max_steps = std::nullopt,
+         .command = "recognise"},
+        silent);
+  TrainedModel classifier(run.path(), "last", "", -1);
+  const NamedSplit test = load_split(classifier.config(), "test", classifier.facts());
+  std::vector<int32_t> found;
+  evaluate(classifier.model(), classifier.runtime(), test.range(), classifier.facts().variance,
+           /*with_ssim=*/false, [&](int64_t, int64_t count) {
+             const std::vector<int32_t> batch = largest_logits(
+                 to_host(classifier.model().classifier()->probabilities(), classifier.runtime()),
+                 options.classes);
+             found.insert(found.end(), batch.begin(), batch.begin() + count);
+           });
+  return found;
+}
+
+}  // namespace vqlab
