@@ -37,25 +37,25 @@ const Runtime& device_runtime() {
   return runtime;
 }
 
-DeviceScratch::DeviceScratch(int64_t bytes) : bytes_(bytes) {
+DeviceScratch::DeviceScratch(int64_t bytes, int64_t offset) : bytes_(bytes) {
   ScratchMemory& memory = scratch_memory();
   REQUIRE(!memory.taken);
-  const int64_t needed = (bytes + 3 * kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t needed = (bytes + offset + 3 * kAlignment - 1) / kAlignment * kAlignment;
   if (memory.bytes < needed) {
     memory.block.reset();
     memory.block = device_runtime().allocate(needed, MemoryKind::device, "test scratch");
     memory.bytes = needed;
     tell_checkers(memory.block.get(), needed, Bytes::nobodys);
   }
-  memory.taken = true;
-  data_ = memory.end() - (needed - kAlignment);
-  std::byte* const band = data_ - kAlignment;
+  std::byte* const band = memory.end() - needed;
+  data_ = band + kAlignment + offset;
   tell_checkers(band, memory.end() - band, Bytes::defined);
   fill_with_nan(band, memory.end());
   synchronize();
-  tell_checkers(band, kAlignment, Bytes::nobodys);
+  tell_checkers(band, data_ - band, Bytes::nobodys);
   tell_checkers(data_, bytes_, Bytes::undefined);
   tell_checkers(data_ + bytes_, memory.end() - (data_ + bytes_), Bytes::nobodys);
+  memory.taken = true;
 }
 
 DeviceScratch::~DeviceScratch() {

@@ -90,11 +90,11 @@ class DeviceArray {
   Block block_;
 };
 
-// Scratch of an op, mostly a library's workspace of many megabytes: bytes full of NaN between guard bands, in
-// memory that the program takes once. One at a time.
+// Scratch of an op, mostly a library's workspace of many megabytes: bytes full of NaN between guard bands,
+// `offset` bytes from alignment, in memory that the program takes once. One at a time.
 class DeviceScratch {
  public:
-  explicit DeviceScratch(int64_t bytes);
+  explicit DeviceScratch(int64_t bytes, int64_t offset = 0);
   ~DeviceScratch();
   DeviceScratch(const DeviceScratch&) = delete;
   DeviceScratch& operator=(const DeviceScratch&) = delete;
