@@ -54,6 +54,8 @@ bool restarts(const CodebookSummary& s) { return s.config.quantizer.restart_thre
 // replace: so a single one is worth a word.
 bool restart_is_off(const CodebookSummary& s) { return !restarts(s) && s.rare > 0; }
 
+constexpr std::string_view kRestart = "quantizer.restart_threshold = 0.1";
+
 std::string restart_is_off_what(const CodebookSummary& s) {
   return fmt::format(
       "restart is off, and {} of {} codes have less than a tenth of the mean count: they stay dead", s.rare,
@@ -106,8 +108,10 @@ std::string collapse_what(const CodebookSummary& s) {
       s.perplexity, s.size, s.used);
 }
 
-// What makes codes compete where the latents are; then in fewer dimensions; at last, as many as are of use.
+// Restart first (fmnist-s after an epoch: perplexity 22 without it, 202 with it), then k-means (uniform:
+// 176), fewer dimensions (without restart 15 of D 64, 22 of D 8), and at last as many codes as are of use.
 std::string against_collapse(const CodebookSummary& s) {
+  if (!restarts(s)) return std::string(kRestart);
   if (s.config.quantizer.initialisation != "kmeans") return "quantizer.initialisation = \"kmeans\"";
   if (s.config.quantizer.dim > 8) return "quantizer.dim = 8";
   return fmt::format("quantizer.codebook_size = {}",
@@ -160,7 +164,7 @@ std::string heavier_commitment(const CodebookSummary& s) {
 
 constexpr HealthRule kRules[] = {
     {"restart-off", restart_is_off, restart_is_off_what,
-     [](const CodebookSummary&) -> std::string { return "quantizer.restart_threshold = 0.1"; }},
+     [](const CodebookSummary&) { return std::string(kRestart); }},
     {"dead-codes", too_many_dead, too_many_dead_what,
      [](const CodebookSummary&) -> std::string { return "quantizer.restart_every = 1"; }},
     {"more-codes-than-latents", more_codes_than_latents, more_codes_than_latents_what, larger_batch},

@@ -119,6 +119,10 @@ TEST_CASE("codebook health: collapse", "[engine]") {
   s.config.quantizer.initialisation = "kmeans";
   s.config.quantizer.dim = 8;
   require_finding(s, "collapse", what, "quantizer.codebook_size = 64");
+  s.config.quantizer.restart_threshold = 0.0;
+  s.rare = 0;
+  require_finding(s, "collapse", what, "quantizer.restart_threshold = 0.1");
+  s.config.quantizer.restart_threshold = 0.1;
   s.step = 229;  // too young: restart has not had its turn, which takes ln 0.1 / ln 0.99 = 229.1 steps
   CHECK(judge_codebook(s).empty());
   s.step = 230;
