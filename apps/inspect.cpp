@@ -1,85 +1,22 @@
 #include <fmt/format.h>
 
-#include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 
 #include "command.hpp"
-#include "engine/checkpoint.hpp"
+#include "engine/codebook_health.hpp"
+#include "engine/codebook_pictures.hpp"
 #include "engine/run_directory.hpp"
+#include "trained.hpp"
 
 namespace vqlab {
 namespace {
-
-struct CodebookSummary {
-  int64_t size = 0, used = 0, dead = 0;
-  double perplexity = 0.0, mean_age = 0.0, mean_norm = 0.0;
-};
-
-// From the averages that training keeps: used = in the last batch, perplexity of the averaged counts.
-CodebookSummary summarise_codebook(const Checkpoint& checkpoint, double threshold) {
-  const std::vector<float> sizes = checkpoint.optimiser_file().floats("quantize.ema.cluster_size");
-  const std::vector<int32_t> age = checkpoint.optimiser_file().values<int32_t>("quantize.age");
-  const std::vector<float> codes = checkpoint.model_file().floats("quantize.embedding.weight");
-  CodebookSummary s{.size = int64_t(sizes.size())};
-  double total = 0.0;
-  for (const float size : sizes) total += double(size);
-  const size_t D = codes.size() / sizes.size();
-  double entropy = 0.0;
-  for (size_t k = 0; k < sizes.size(); ++k) {
-    const double p = double(sizes[k]) / total;
-    if (p > 0.0) entropy -= p * std::log(p);
-    s.used += age[k] == 0;
-    s.dead += double(sizes[k]) < threshold * total / double(sizes.size());
-    s.mean_age += double(age[k]) / double(sizes.size());
-    double norm = 0.0;
-    for (size_t d = 0; d < D; ++d) norm += double(codes[k * D + d]) * double(codes[k * D + d]);
-    s.mean_norm += std::sqrt(norm) / double(sizes.size());
-  }
-  s.perplexity = std::exp(entropy);
-  return s;
-}
-
-// What is wrong with a codebook, each with the one setting to change.
-std::vector<std::string> findings(const Config& config, const CodebookSummary& s, int64_t latents_per_step) {
-  std::vector<std::string> list;
-  const double dead_share = double(s.dead) / double(s.size);
-  if (config.quantizer.restart_threshold == 0.0)
-    list.push_back("restart is off, so codes that die stay dead: set quantizer.restart_threshold = 0.1");
-  else if (dead_share > 0.1)
-    list.push_back(fmt::format("{} of {} codes are dead: set quantizer.restart_every = 1, or train longer",
-                               s.dead, s.size));
-  if (s.size > latents_per_step)
-    list.push_back(
-        fmt::format("{} codes compete for the {} latents of a batch: raise train.batch_size or lower "
-                    "quantizer.codebook_size",
-                    s.size, latents_per_step));
-  if (s.perplexity < 0.1 * double(s.size))
-    list.push_back(
-        fmt::format("few codes carry nearly all latents (perplexity {:.1f} of {}): lower quantizer.dim or "
-                    "quantizer.codebook_size",
-                    s.perplexity, s.size));
-  return list;
-}
-
-// The codebook's last logged movement, or null: a checkpoint holds one moment only.
-Json last_drift(const std::string& run) {
-  std::ifstream file(run + "/metrics.jsonl");
-  Json drift;
-  for (std::string line; std::getline(file, line);) try {
-      const Json json = parse_json(line, "metrics.jsonl");
-      if (const Json* value = json.find("drift")) drift = *value;
-    } catch (const Error&) {
-      break;  // a killed run may leave half a line
-    }
-  return drift;
-}
 
 class InspectCommand : public Command {
  public:
   void declare(Options& o) override {
     o.positional("run", run_, true, "run directory, or the directory of one of its checkpoints");
+    o.option("-o,--output", output_, "directory for pictures of the codes and of their use; none without it");
     o.option("checkpoint", checkpoint_, "last, best, step-NNNNNNNN, or the path of a checkpoint");
   }
 
@@ -105,13 +42,9 @@ class InspectCommand : public Command {
     json["plans_summary"] =
         plans.device.empty() ? "" : fmt::format("{}, on {}", plans.summary(), plans.device);
     json["kernels"] = checkpoint.kernels().device.empty() ? Json() : checkpoint.kernels().to_json();
-    json["codebook"] = Json();
-    json["findings"] = Json::array();
-    const bool waiting =
-        checkpoint.optimiser_file().find("quantize.first_latents") != nullptr;  // for k-means
-    if (!waiting && checkpoint.progress().step > 0 &&
-        checkpoint.optimiser_file().find("quantize.ema.cluster_size") != nullptr)
-      add_codebook(json, config, checkpoint);
+    add_codebook(json, config, checkpoint);
+    json["files"] = Json::array();
+    if (!output_.empty()) draw(json, common);
     if (!common.json) print(json);
     return {.json = json};
   }
@@ -127,19 +60,51 @@ class InspectCommand : public Command {
   }
 
   void add_codebook(Json& json, const Config& config, const Checkpoint& checkpoint) const {
-    const CodebookSummary s = summarise_codebook(checkpoint, config.quantizer.restart_threshold);
+    json["codebook"] = Json();
+    json["codebook_missing"] = Json();
+    json["findings"] = Json::array();
+    const std::optional<CodebookSummary> s = summarise_codebook(run_, config, checkpoint);
+    if (!s) {
+      json["codebook_missing"] = why_no_codebook(checkpoint);
+      return;
+    }
     Json codebook = Json::object();
-    codebook["size"] = s.size;
-    codebook["used"] = s.used;
-    codebook["perplexity"] = s.perplexity;
-    codebook["dead"] = s.dead;
-    codebook["age"] = s.mean_age;
-    codebook["norm"] = s.mean_norm;
-    codebook["drift"] = last_drift(run_);
+    codebook["size"] = s->size;
+    codebook["used"] = s->used;
+    codebook["perplexity"] = s->perplexity;
+    codebook["dead"] = s->dead;
+    codebook["age"] = s->age;
+    codebook["norm"] = s->norm;
+    codebook["drift"] = s->lines.empty() ? Json() : Json(s->lines.back().drift);
     json["codebook"] = codebook;
-    const ImageShape& shape = checkpoint.facts().shape;
-    const int64_t latents = quantizer_shape(config, config.train.batch_size, shape.height, shape.width).N;
-    for (const std::string& finding : findings(config, s, latents)) json["findings"].push_back(finding);
+    for (const HealthFinding& f : judge_codebook(*s))
+      json["findings"].push_back(Json::object({{"rule", f.rule}, {"what", f.what}, {"setting", f.setting}}));
+  }
+
+  // The pictures, and what the second one shows in numbers.
+  void draw(Json& json, const CommonOptions& common) const {
+    const auto trained = load_trained(run_, checkpoint_, common);
+    trained->require_codes("inspect -o");
+    const NamedSplit test = load_split(trained->config(), "test", trained->facts());
+    make_output_directory(output_);
+    const CodebookUse use =
+        count_codes(encode_images(*trained, test.range()), trained->model().quantizer().codebook_size());
+    const Usage usage = usage_of(use.counts.data(), int64_t(use.counts.size()));
+    const std::string codes = output_ + "/codebook.png", chart = output_ + "/usage.png";
+    write_code_pictures(codes, *trained, use);
+    write_use_chart(chart, use, to_toml(trained->config()));
+    const auto share = [&](size_t rank) {
+      return double(use.counts[size_t(use.by_use[rank])]) / double(use.total);
+    };
+    json["usage"] = Json::object({{"split", "test"},
+                                  {"images", test.range().count()},
+                                  {"latents", use.total},
+                                  {"codebook_size", int64_t(use.counts.size())},
+                                  {"used", usage.used},
+                                  {"perplexity", usage.perplexity},
+                                  {"largest_share", share(0)},
+                                  {"median_share", share(use.by_use.size() / 2)}});
+    for (const std::string& path : {codes, chart}) json["files"].push_back(path);
   }
 
   static void print(const Json& json) {
@@ -167,11 +132,23 @@ class InspectCommand : public Command {
           static_cast<long long>(c.at("used").as_integer()),
           static_cast<long long>(c.at("dead").as_integer()), c.at("perplexity").as_number(),
           c.at("age").as_number(), c.at("norm").as_number());
+    if (const Json& missing = json.at("codebook_missing"); !missing.is_null())
+      std::printf("\ncodebook: none: %s\n", missing.as_string().c_str());
     for (const Json& finding : json.at("findings").items())
-      std::printf("finding: %s\n", finding.as_string().c_str());
+      std::printf("finding: %s: %s: set %s\n", finding.at("rule").as_string().c_str(),
+                  finding.at("what").as_string().c_str(), finding.at("setting").as_string().c_str());
+    if (const Json* usage = json.find("usage"))
+      std::printf(
+          "test split: %lld of %lld codes used, perplexity %.1f, the first code %.2f %% of the latents, the "
+          "middle one %.3f %%\n",
+          static_cast<long long>(usage->at("used").as_integer()),
+          static_cast<long long>(usage->at("codebook_size").as_integer()),
+          usage->at("perplexity").as_number(), 100.0 * usage->at("largest_share").as_number(),
+          100.0 * usage->at("median_share").as_number());
+    for (const Json& path : json.at("files").items()) std::printf("wrote %s\n", path.as_string().c_str());
   }
 
-  std::string run_, checkpoint_ = "last";
+  std::string run_, output_, checkpoint_ = "last";
 };
 
 }  // namespace

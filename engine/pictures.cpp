@@ -9,8 +9,7 @@
 namespace vqlab {
 namespace {
 
-constexpr int64_t kGap = 2;            // pixels between the images of a grid
-constexpr int64_t kSmallestSide = 96;  // pixels of an image on a grid, if it has fewer
+constexpr int64_t kGap = 2;  // pixels between the images of a grid
 
 std::array<uint8_t, 3> code_colour(int32_t code) {
   // Steps of the golden ratio spread consecutive codes over the colour circle.
@@ -24,34 +23,25 @@ std::array<uint8_t, 3> code_colour(int32_t code) {
   return rgb;
 }
 
-// Small images are enlarged, each pixel to a square.
-class Grid {
- public:
-  Grid(int64_t rows, int64_t columns, int64_t height, int64_t width)
-      : scale_(std::max<int64_t>(1, kSmallestSide / std::max(height, width))),
-        height_(height * scale_),
-        width_(width * scale_),
-        total_height_(rows * (height_ + kGap) - kGap),
-        total_width_(columns * (width_ + kGap) - kGap),
-        pixels_(size_t(total_height_ * total_width_ * 3), 255) {}
-  // Pastes an image of 1 or 3 channels.
-  void paste(int64_t row, int64_t column, const std::vector<uint8_t>& image, int64_t channels) {
-    for (int64_t y = 0; y < height_; ++y)
-      for (int64_t x = 0; x < width_; ++x) {
-        const int64_t from = (y / scale_ * (width_ / scale_) + x / scale_) * channels;
-        const int64_t to = ((row * (height_ + kGap) + y) * total_width_ + column * (width_ + kGap) + x) * 3;
-        for (int64_t c = 0; c < 3; ++c)
-          pixels_[size_t(to + c)] = image[size_t(from + std::min(c, channels - 1))];
-      }
-  }
-  View<const uint8_t> view() const { return {pixels_.data(), {total_height_, total_width_, 3}}; }
-
- private:
-  int64_t scale_, height_, width_, total_height_, total_width_;
-  std::vector<uint8_t> pixels_;
-};
-
 }  // namespace
+
+PictureGrid::PictureGrid(int64_t rows, int64_t columns, int64_t height, int64_t width, int64_t smallest_side)
+    : scale_(std::max<int64_t>(1, smallest_side / std::max(height, width))),
+      height_(height * scale_),
+      width_(width * scale_),
+      total_height_(rows * (height_ + kGap) - kGap),
+      total_width_(columns * (width_ + kGap) - kGap),
+      pixels_(size_t(total_height_ * total_width_ * 3), 255) {}
+
+void PictureGrid::paste(int64_t row, int64_t column, const std::vector<uint8_t>& image, int64_t channels) {
+  for (int64_t y = 0; y < height_; ++y)
+    for (int64_t x = 0; x < width_; ++x) {
+      const int64_t from = (y / scale_ * (width_ / scale_) + x / scale_) * channels;
+      const int64_t to = ((row * (height_ + kGap) + y) * total_width_ + column * (width_ + kGap) + x) * 3;
+      for (int64_t c = 0; c < 3; ++c)
+        pixels_[size_t(to + c)] = image[size_t(from + std::min(c, channels - 1))];
+    }
+}
 
 std::vector<uint8_t> to_bytes(const View<const float>& image, int64_t height, int64_t width) {
   std::vector<uint8_t> bytes(size_t(height * width * image[2]));
@@ -96,7 +86,7 @@ void write_grid(const std::string& path, const Model& model, const Runtime& runt
   const BatchPictures pictures(model, runtime);
   const auto& [height, width, channels] = model.shape();
   count = std::min(count, model.batch());
-  Grid grid(pictures.has_codes() ? 3 : 2, count, height, width);
+  PictureGrid grid(pictures.has_codes() ? 3 : 2, count, height, width);
   for (int64_t i = 0; i < count; ++i) {
     grid.paste(0, i, pictures.original(i), channels);
     grid.paste(1, i, pictures.reconstruction(i), channels);

@@ -37,6 +37,20 @@ class BatchPictures {
   std::vector<int32_t> codes_;
 };
 
+// Pictures side by side on white, RGB. Small ones are enlarged, each pixel to a square, but to no more than
+// `smallest_side` pixels.
+class PictureGrid {
+ public:
+  PictureGrid(int64_t rows, int64_t columns, int64_t height, int64_t width, int64_t smallest_side = 96);
+  // Pastes an image (height, width, channels) of 1 or 3 channels.
+  void paste(int64_t row, int64_t column, const std::vector<uint8_t>& image, int64_t channels);
+  View<const uint8_t> view() const { return {pixels_.data(), {total_height_, total_width_, 3}}; }
+
+ private:
+  int64_t scale_, height_, width_, total_height_, total_width_;
+  std::vector<uint8_t> pixels_;
+};
+
 // A PNG of three rows (two without codes): the first `count` inputs of the model's batch, their
 // reconstructions, their code maps; RGB for colour images and wherever there are codes.
 void write_grid(const std::string& path, const Model& model, const Runtime& runtime, int64_t count);

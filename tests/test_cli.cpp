@@ -1,48 +1,13 @@
 // The program as its users meet it: commands, exit codes, JSON, killed runs.
 #include <csignal>
-#include <filesystem>
-#include <fstream>
 
+#include "desk.hpp"
 #include "engine/io/file.hpp"
-#include "engine/io/json.hpp"
-#include "synthetic.hpp"
 
 namespace vqlab::testing {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A directory with a small set and a configuration for it.
-class Desk {
- public:
-  explicit Desk(int64_t height = 8, int64_t width = 8, int64_t channels = 1) {
-    fs::create_directories(directory_ / "data");
-    write_synthetic_set(directory_ / "data", 80, height, width, channels);
-    std::ofstream(config()) << tiny_config(directory_ / "data");
-  }
-  std::string config() const { return directory_ / "tiny.toml"; }
-  std::string operator/(const std::string& name) const { return directory_ / name; }
-  std::string train(const std::string& run) const {
-    return "train " + config() + " --run " + (directory_ / run) + " ";
-  }
-
- private:
-  TemporaryDirectory directory_;
-};
-
-Json json_of(const CommandResult& result) {
-  INFO(result.out << result.err);
-  REQUIRE(result.exit_code == 0);
-  REQUIRE(std::count(result.out.begin(), result.out.end(), '\n') == 1);
-  return parse_json(result.out, "stdout");
-}
-
-void require_keys(const Json& json, const std::vector<std::string>& keys) {
-  for (const std::string& key : keys) {
-    INFO(key);
-    REQUIRE(json.find(key) != nullptr);
-  }
-}
 
 }  // namespace
 
@@ -110,6 +75,7 @@ TEST_CASE("cli: inspect and doctor describe themselves", "[cli]") {
   CHECK(json_of(run_vqlab("inspect " + (desk / "run/ckpt/step-00000020") + " --json"))
             .at("step")
             .as_integer() == 20);
+  CHECK(inspected.at("files").items().empty());
   const Json doctor = json_of(run_vqlab("doctor --json"));
   require_keys(doctor, {"device", "libraries", "variants", "cuda_problem", "cuda_devices"});
   const bool gpu = doctor.at("cuda_problem").as_string().empty();

@@ -90,4 +90,21 @@ class DeviceArray {
   Block block_;
 };
 
+// Scratch of an op, mostly a library's workspace of many megabytes: bytes full of NaN between guard bands,
+// `offset` bytes from alignment, in memory that the program takes once. One at a time.
+class DeviceScratch {
+ public:
+  explicit DeviceScratch(int64_t bytes, int64_t offset = 0);
+  ~DeviceScratch();
+  DeviceScratch(const DeviceScratch&) = delete;
+  DeviceScratch& operator=(const DeviceScratch&) = delete;
+  View<std::byte> view() const { return {data_, {bytes_}}; }
+  // After everything enqueued; fails the test if a band was written.
+  void check_bands() const;
+
+ private:
+  std::byte* data_;
+  int64_t bytes_;
+};
+
 }  // namespace vqlab::testing

@@ -39,7 +39,7 @@ Found expected_codes(Problem p) {
 Found run_variant(const LookupVariant& variant, const Problem& p, int64_t offset) {
   DeviceArray<float> latents(p.latents, offset), codebook(p.codebook, offset);
   DeviceArray<int32_t> codes(p.N, offset), first_bad_row(1, offset);
-  DeviceArray<std::byte> scratch(lookup_scratch_bytes(Device::cuda, p.N, p.K, p.D), offset);
+  DeviceScratch scratch(lookup_scratch_bytes(Device::cuda, p.N, p.K, p.D), offset);
   run(LookupOp{.codes = codes.view(),
                .first_bad_row = first_bad_row.view(),
                .latents = latents.view({p.N, p.D}),
@@ -47,7 +47,7 @@ Found run_variant(const LookupVariant& variant, const Problem& p, int64_t offset
                .scratch = scratch.view(),
                .variant = &variant},
       device_stream());
-  scratch.download();  // checks its guard bands
+  scratch.check_bands();
   return {codes.download(), first_bad_row.download()};
 }
 
@@ -202,7 +202,7 @@ TEST_CASE("device: the default lookup and its refusals", "[kernels][bad-input]")
   const Problem p = gaussian(40, 12, 8, 13);
   DeviceArray<float> latents(p.latents), codebook(p.codebook);
   DeviceArray<int32_t> codes(p.N), first_bad_row(1);
-  DeviceArray<std::byte> scratch(lookup_scratch_bytes(Device::cuda, p.N, p.K, p.D));
+  DeviceScratch scratch(lookup_scratch_bytes(Device::cuda, p.N, p.K, p.D));
   LookupOp op{.codes = codes.view(),
               .first_bad_row = first_bad_row.view(),
               .latents = latents.view({p.N, p.D}),
@@ -237,12 +237,12 @@ TEST_CASE("device: pairs are sorted by the bits of their keys and stay in order"
     }
     for_each_schedule([&, count = count, bits = bits] {
       DeviceArray<int32_t> keys_in(keys, 1), values_in(values, 1), keys_out(count, 1), values_out(count, 1);
-      DeviceArray<std::byte> scratch(sort_pairs_scratch_bytes(count, int(bits)));
+      DeviceScratch scratch(sort_pairs_scratch_bytes(count, int(bits)));
       sort_pairs(keys_out.data(), values_out.data(), keys_in.data(), values_in.data(), count, int(bits),
                  scratch.view(), device_stream());
       require_same(keys_out.download(), sorted_keys, "keys");
       require_same(values_out.download(), sorted_values, "values");
-      scratch.download();
+      scratch.check_bands();
     });
   }
 }

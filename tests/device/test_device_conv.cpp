@@ -50,7 +50,7 @@ Results run_on_device(const Shape& s, const Operands& in, Activation activation)
       d_input(s.B * s.H * s.W * s.input), d_weight(int64_t(in.weight.size())), d_bias(s.O);
   const View<float> input_view = input.view({s.B, s.H, s.W, s.input}),
                     d_output_view = d_output.view({s.B, s.OH(), s.OW(), s.output});
-  const DeviceArray<std::byte> scratch(conv_scratch_bytes(Device::cuda, s.g, input_view, s.output));
+  const DeviceScratch scratch(conv_scratch_bytes(Device::cuda, s.g, input_view, s.output));
   const Stream stream = device_stream();
   run(ConvForwardOp{output.view({s.B, s.OH(), s.OW(), s.output}), input_view, weight_view(s, weight.data()),
                     bias.view(), s.g, activation, scratch.view()},
@@ -61,7 +61,7 @@ Results run_on_device(const Shape& s, const Operands& in, Activation activation)
   run(ConvBackwardWeightOp{weight_view(s, d_weight.data()), d_bias.view(), d_output_view, input_view, s.g,
                            scratch.view()},
       stream);
-  scratch.download();  // its guard bands
+  scratch.check_bands();
   return {output.download(), d_input.download(), d_weight.download(), d_bias.download()};
 }
 

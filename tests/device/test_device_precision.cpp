@@ -82,12 +82,11 @@ Results run_on_device(const Shape& s, const Operands& in, Precision precision, W
       d_weight(weight.size()), d_bias(s.O);
   const std::initializer_list<int64_t> inputs = {s.B, s.H, s.W, s.input},
                                        outputs = {s.B, s.OH(), s.OW(), s.output};
-  const DeviceArray<std::byte> scratch(
-      conv_scratch_bytes(Device::cuda, s.g, input.view(inputs), s.output, precision));
+  const DeviceScratch scratch(conv_scratch_bytes(Device::cuda, s.g, input.view(inputs), s.output, precision));
   run_ops(s, precision, output.view(outputs), d_input.view(inputs), d_weight.data(), d_bias.data(),
           input.view(inputs), weight.data(), bias.data(), d_output.view(outputs), scratch.view(), method,
           device_stream());
-  scratch.download();  // its guard bands
+  scratch.check_bands();
   return {output.download(), d_input.download(), d_weight.download(), d_bias.download()};
 }
 

@@ -101,11 +101,11 @@ Floats gradient_on_device(const Shape& s, const Operands& in, int64_t offset) {
   const ConvProblem problem = s.problem();
   const int64_t bytes = weight_gradient_scratch_bytes(problem, s.S, s.L);
   REQUIRE(bytes <= kConvWorkspaceBytes);
-  const DeviceArray<std::byte> scratch(bytes);
+  const DeviceScratch scratch(bytes);
   weight_gradient_cuda(d_filter.view({s.S, s.kernel, s.kernel, s.L}), problem, large.data(), small.data(),
                        scratch.view(), device_stream());
   Floats result = d_filter.download();
-  scratch.download();  // its guard bands
+  scratch.check_bands();
   return result;
 }
 
@@ -214,7 +214,7 @@ TEST_CASE("device weight gradient: the op's methods agree", "[device]") {
       const View<float>&input = normal ? large_view : small_view,
             &d_output = normal ? small_view : large_view;
       const int64_t O = normal ? s.S : s.L;
-      const DeviceArray<std::byte> scratch(conv_scratch_bytes(Device::cuda, g, input, d_output[3]));
+      const DeviceScratch scratch(conv_scratch_bytes(Device::cuda, g, input, d_output[3]));
       for (const WeightGradient method :
            {WeightGradient::cudnn, WeightGradient::split_rows, WeightGradient::automatic})
         for_few_schedules([&] {

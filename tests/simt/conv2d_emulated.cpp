@@ -165,7 +165,7 @@ void convolve_cuda(const char* op, const ConvProblem& problem, const ConvChoice&
                    const ConvOperands& operands, std::byte* workspace, Stream stream) {
   prepare_choice(problem, choice);
   std::vector<simt::Access> accesses = {simt::reads(operands.source), simt::reads(operands.filter),
-                                        simt::writes(operands.target), simt::writes(workspace)};
+                                        simt::writes(operands.target), simt::scratch(workspace)};
   const bool masks = problem.fusion == ConvFusion::mask;
   if (choice.fused) accesses.push_back(simt::reads(masks ? operands.mask : operands.bias));
   simt::enqueue_library(stream.handle, op, std::move(accesses),
@@ -187,7 +187,7 @@ void convolve_weight_gradient_cuda(const char* op, const ConvProblem& problem, c
   prepare_choice(problem, choice);
   simt::enqueue_library(
       stream.handle, op,
-      {simt::reads(large), simt::reads(small), simt::writes(d_filter), simt::writes(workspace)}, [=] {
+      {simt::reads(large), simt::reads(small), simt::writes(d_filter), simt::scratch(workspace)}, [=] {
         const Operands o(problem, large, small, d_filter);
         run(ConvBackwardWeightOp{.d_weight = o.filter,
                                  .d_bias = {},

@@ -18,6 +18,7 @@ namespace {
 
 #if defined(SIMT_ASAN)
 constexpr size_t kStackBytes = 256 * 1024;  // red zones make frames several times as large
+constexpr size_t kLastFrames = 16 * 1024;   // above them, the colour of the stack
 #else
 constexpr size_t kStackBytes = 64 * 1024;
 #endif
@@ -115,8 +116,11 @@ void prepare_fiber(Fiber& fiber, void (*entry)(), unsigned colour) {
     fiber.stack_bytes = kStackBytes;
   }
 #if defined(SIMT_ASAN)
-  __asan_unpoison_memory_region(fiber.stack_low, fiber.stack_bytes);  // of frames that never returned
+  // Of frames that never returned. All of the stack costs more than most threads.
+  const size_t used = fiber.unwound ? kLastFrames : fiber.stack_bytes;
+  __asan_unpoison_memory_region(fiber.stack_low + fiber.stack_bytes - used, used);
   fiber.fake_stack = nullptr;
+  fiber.unwound = false;
 #endif
   constexpr size_t kLine = 64;
   char* top = fiber.stack_low + fiber.stack_bytes - colour * 17 % 61 * kLine;

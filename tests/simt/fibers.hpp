@@ -21,6 +21,8 @@ struct Fiber {
   char* stack_low = nullptr;  // lowest usable byte
   size_t stack_bytes = 0;
   void* fake_stack = nullptr;  // of AddressSanitizer
+  // Whether all frames have returned but those of entry() and what it ended in.
+  bool unwound = false;
 };
 
 // Gives the fiber a stack (kept for its life; the first call allocates it) and makes the next switch to it

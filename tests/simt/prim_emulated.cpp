@@ -24,7 +24,7 @@ void sort_pairs(int32_t* keys_out, int32_t* values_out, const int32_t* keys, con
   simt::enqueue_library(
       stream.handle, "sort_pairs",
       {simt::reads(keys, count * 4), simt::reads(values, count * 4), simt::writes(keys_out, count * 4),
-       simt::writes(values_out, count * 4), simt::writes(scratch.data, bytes)},
+       simt::writes(values_out, count * 4), simt::scratch(scratch.data, bytes)},
       [=] {
         std::memset(scratch.data, 0xFF, size_t(bytes));
         thrust::copy(thrust::host, keys, keys + count, keys_out);

@@ -5,6 +5,7 @@
 #include "race.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <numeric>
 #include <unordered_map>
@@ -25,6 +26,52 @@ void join(Times& into, const Times& from) {
   if (into.size() < from.size()) into.resize(from.size());
   for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
 }
+
+// Readers of a granule that do not know of each other: the time of each, by its index. Mostly they have read
+// between the same two barriers and so at the same time: then a bit for each.
+class ReaderList {
+ public:
+  void reset(size_t size) {
+    size_ = size;
+    time_ = 0;
+    times_.clear();
+    bits_.assign((size + 63) / 64, 0);
+  }
+  void add(unsigned index, uint32_t time) {
+    if (times_.empty()) {
+      if (time_ == 0) time_ = time;
+      if (time_ == time) {
+        bits_[index / 64] |= uint64_t(1) << index % 64;
+        return;
+      }
+      times_.assign(size_, 0);
+      each_bit([&](unsigned reader) { return times_[reader] = time_, false; });
+    }
+    times_[index] = time;
+  }
+  // The first for whom is_wanted(index, time); -1 if there is none.
+  int find(const auto& is_wanted) const {
+    if (times_.empty()) return each_bit([&](unsigned reader) { return is_wanted(reader, time_); });
+    for (size_t i = 0; i < times_.size(); ++i)
+      if (times_[i] != 0 && is_wanted(unsigned(i), times_[i])) return int(i);
+    return -1;
+  }
+
+ private:
+  int each_bit(const auto& stops) const {
+    for (size_t word = 0; word < bits_.size(); ++word)
+      for (uint64_t left = bits_[word]; left != 0; left &= left - 1) {
+        const auto reader = unsigned(word * 64) + unsigned(std::countr_zero(left));
+        if (stops(reader)) return int(reader);
+      }
+    return -1;
+  }
+
+  size_t size_ = 0;
+  uint32_t time_ = 0;
+  std::vector<uint64_t> bits_;
+  Times times_;  // if they differ
+};
 
 struct BlockState;
 
@@ -62,7 +109,7 @@ std::unordered_map<const Block*, std::unique_ptr<BlockState>> blocks;
 std::vector<uint3> block_indices;  // of the launch, by serial - first_serial
 uint32_t serials = 0, first_serial = 1, engine_time = 1;
 std::unordered_map<const void*, std::vector<Published>> published;  // by the address of an atomic
-std::vector<Times> reader_lists(1);
+std::vector<ReaderList> reader_lists(1);
 std::vector<uint32_t> spare_lists;
 
 Actor* engine = nullptr;  // that acts now
@@ -161,7 +208,7 @@ void drop_readers(Cell& cell) {
 void add_reader(Cell& cell, const Actor& self, uint32_t where) {
   const bool same_block = cell.reader_serial == self.block->serial, several = cell.reader_index == kSeveral;
   if (several && same_block) {
-    reader_lists[cell.reader_time][self.index] = self.now;
+    reader_lists[cell.reader_time].add(self.index, self.now);
     return;
   }
   if (several || !has_readers(cell) ||
@@ -182,9 +229,9 @@ void add_reader(Cell& cell, const Actor& self, uint32_t where) {
     list = spare_lists.back();
     spare_lists.pop_back();
   }
-  reader_lists[list].assign(self.block->size + kFirstTensorCore + self.block->size / kWarpgroup, 0);
-  reader_lists[list][cell.reader_index] = cell.reader_time;
-  reader_lists[list][self.index] = self.now;
+  reader_lists[list].reset(self.block->size + kFirstTensorCore + self.block->size / kWarpgroup);
+  reader_lists[list].add(cell.reader_index, cell.reader_time);
+  reader_lists[list].add(self.index, self.now);
   cell.reader_time = list;
   cell.reader_index = kSeveral;
 }
@@ -195,13 +242,10 @@ bool find_unordered_reader(const Cell& cell, const Actor& self, Earlier& found) 
   found = {false, cell.reader_serial, cell.reader_index, cell.reader_where};
   if (cell.reader_index != kSeveral)
     return !is_ordered(self, cell.reader_serial, cell.reader_index, cell.reader_time);
-  const Times& times = reader_lists[cell.reader_time];
-  for (unsigned i = 0; i < times.size(); ++i) {
-    if (times[i] == 0 || is_ordered(self, cell.reader_serial, i, times[i])) continue;
-    found.index = i;
-    return true;
-  }
-  return false;
+  const int reader = reader_lists[cell.reader_time].find(
+      [&](unsigned index, uint32_t time) { return !is_ordered(self, cell.reader_serial, index, time); });
+  found.index = unsigned(reader);
+  return reader >= 0;
 }
 
 // Does not return if something is wrong.

@@ -15,18 +15,18 @@
 
 namespace simt::race {
 
-Shadow shadow{~uintptr_t(0) - kArenaBytes, nullptr, nullptr};  // until the arena is reserved, no address
-
-namespace {
-
-constexpr size_t kPage = 4096;
+Shadow shadow{~uintptr_t(0) - kArenaBytes, nullptr, nullptr,
+              nullptr};  // until the arena is reserved, no address
 
 // Which operations have written and read 8 bytes last, by their numbers in `uses`; 0: none. Two readers are
 // kept, which is what two streams or a stream and the host can be.
-constexpr size_t kOrderGranule = 8;
 struct Order8 {
   uint32_t written, read[2];
 };
+
+namespace {
+
+constexpr size_t kPage = 4096, kOrderGranule = 8;
 
 template <class T>
 T* reserve(size_t bytes, int access) {
@@ -37,14 +37,14 @@ T* reserve(size_t bytes, int access) {
 
 struct Arena {
   char* begin = reserve<char>(kArenaBytes, PROT_NONE);
-  Order8* order = reserve<Order8>(kArenaBytes / kOrderGranule * sizeof(Order8), PROT_READ | PROT_WRITE);
   size_t used = 0;
   std::multimap<size_t, char*> free;  // by size
 
   Arena() {
     shadow = {reinterpret_cast<uintptr_t>(begin),
               reserve<uint8_t>(kArenaBytes / kGranule, PROT_READ | PROT_WRITE),
-              reserve<Cell>(kArenaBytes / kGranule * sizeof(Cell), PROT_READ | PROT_WRITE)};
+              reserve<Cell>(kArenaBytes / kGranule * sizeof(Cell), PROT_READ | PROT_WRITE),
+              reserve<Order8>(kArenaBytes / kOrderGranule * sizeof(Order8), PROT_READ | PROT_WRITE)};
   }
 };
 
@@ -150,8 +150,8 @@ void unmap_memory(void* memory, size_t bytes) {
   Arena& a = arena();
   bytes = (bytes + kPage - 1) / kPage * kPage;
   mark(memory, bytes, Bytes::nobodys);
-  std::memset(static_cast<void*>(a.order + size_t(static_cast<char*>(memory) - a.begin) / kOrderGranule), 0,
-              bytes / kOrderGranule * sizeof(Order8));
+  std::memset(static_cast<void*>(shadow.order + size_t(static_cast<char*>(memory) - a.begin) / kOrderGranule),
+              0, bytes / kOrderGranule * sizeof(Order8));
   madvise(memory, bytes, MADV_DONTNEED);
   mprotect(memory, bytes, PROT_NONE);
   a.free.emplace(bytes, static_cast<char*>(memory));
@@ -239,9 +239,9 @@ void note_use(Order8& order, bool write, uint32_t self, const Clock& known) {
 
 // "" or what is wrong.
 std::string order_access(const void* address, size_t bytes, bool write, uint32_t self, const Clock& known) {
-  const size_t offset = size_t(static_cast<const char*>(address) - arena().begin);
+  const size_t offset = size_t(reinterpret_cast<uintptr_t>(address) - shadow.begin);
   for (size_t i = offset / kOrderGranule; i <= (offset + bytes - 1) / kOrderGranule; ++i) {
-    Order8& order = arena().order[i];
+    Order8& order = shadow.order[i];
     if (order.written == self || (!write && (order.read[0] == self || order.read[1] == self))) continue;
     if (const uint32_t other = unordered_use(order, write, self, known); other != 0) {
       Allocation* allocation = find_allocation(address);
@@ -280,7 +280,7 @@ void forget_operations() {
   uses.resize(1);
   host_uses.clear();
   Arena& a = arena();
-  std::memset(static_cast<void*>(a.order), 0, a.used / kOrderGranule * sizeof(Order8));
+  std::memset(static_cast<void*>(shadow.order), 0, a.used / kOrderGranule * sizeof(Order8));
 }
 
 }  // namespace simt::race

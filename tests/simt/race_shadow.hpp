@@ -26,10 +26,12 @@ inline constexpr uint16_t kSeveral = 0xFFFF;  // a reader_index
 
 // Where the arena lies and what is known of it. In plain sight: every access of a kernel comes here.
 inline constexpr size_t kArenaBytes = size_t(4) << 30;  // of addresses; pages come with their first use
+struct Order8;
 struct Shadow {
   uintptr_t begin;
   uint8_t* flags;  // by granule
   Cell* cells;
+  Order8* order;  // by 8 bytes
 };
 extern Shadow shadow;
 

@@ -188,6 +188,7 @@ void thread_main() {
   } catch (...) {
     record_error("exception in a kernel", describe(self));
   }
+  self.fiber.unwound = true;
   Thread* next = nullptr;
   if (current_grid->error.empty() && self.block->live > 0) next = next_thread();
   if (next != nullptr)

@@ -140,7 +140,7 @@ bool can_run(const CUstream_st& stream) {
 void define_written(const QueueItem& item) {
   if (!race::kEnabled) return;
   for (const Access& access : item.accesses) {
-    if (!access.write) continue;
+    if (!access.write || !access.defines) continue;
     Allocation& a = *find_allocation(access.address);
     auto* begin = static_cast<unsigned char*>(const_cast<void*>(access.address));
     const auto bytes = access.bytes > 0 ? size_t(access.bytes) : size_t(end_of_part(a, begin) - begin);

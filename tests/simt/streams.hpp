@@ -24,9 +24,12 @@ struct Access {
   const void* address;
   int64_t bytes;  // 0: not known
   bool write;
+  bool defines = true;  // a write after which there is something to read
 };
 inline Access reads(const void* address, int64_t bytes = 0) { return {address, bytes, false}; }
 inline Access writes(void* address, int64_t bytes = 0) { return {address, bytes, true}; }
+// What a library may write while it works, and leaves to nobody.
+inline Access scratch(void* address, int64_t bytes = 0) { return {address, bytes, true, false}; }
 
 // Puts an operation into the stream's queue. Throws Error if an access is unordered with an earlier one, and
 // for whatever operations that run now find.

@@ -149,8 +149,7 @@ TEST_CASE("choices: a stored plan that cannot be made is an error", "[emulated][
 TEST_CASE("choices: a fused choice needs something to fuse, aligned", "[emulated][bad-input]") {
   const ConvGeometry geometry{.kernel = 3, .padding = 1};
   const DeviceArray<float> input(2 * 4 * 4 * 8), weight(8 * 9 * 8), bias(8), output(input.size()), odd(8, 1);
-  const DeviceArray<std::byte> scratch(
-      conv_scratch_bytes(Device::cuda, geometry, input.view({2, 4, 4, 8}), 8));
+  const DeviceScratch scratch(conv_scratch_bytes(Device::cuda, geometry, input.view({2, 4, 4, 8}), 8));
   const ConvChoice fused{.fused = true, .engine = 2, .knobs = {}};
   ConvForwardOp op{.output = output.view({2, 4, 4, 8}),
                    .input = input.view({2, 4, 4, 8}),

@@ -66,6 +66,25 @@ TEST_CASE("race: __syncwarp orders one warp, and a shuffle orders nothing", "[pl
   check_reported({"of 4 bytes of shared memory at test_race.cpp:"}, shuffle_kernel, 1, 32, output.data());
 }
 
+// Two warps read, one of them some meetings later than the other by its clock; a third warp writes.
+template <bool kSync>
+__global__ void readers_at_two_times_kernel(int* output) {
+  VQ_SHARED(int, slot, [1]);
+  if (threadIdx.x == 64) slot[0] = 1;
+  __syncthreads();
+  if (threadIdx.x < 32) __syncwarp();
+  if (threadIdx.x < 64) output[threadIdx.x] = slot[0];
+  if (kSync) __syncthreads();
+  if (threadIdx.x == 64) slot[0] = 2;
+}
+
+TEST_CASE("race: a write must come after every reader, whenever each has read", "[planted]") {
+  const Buffer<int> output(64);
+  check_silent(readers_at_two_times_kernel<true>, 1, 96, output.data());
+  check_reported({"race: ", "of 4 bytes of shared memory at test_race.cpp:", "thread 64 of block (0,0,0)"},
+                 readers_at_two_times_kernel<false>, 1, 96, output.data());
+}
+
 // ---- blocks ----
 
 // The last block adds what all have stored.
@@ -170,6 +189,23 @@ TEST_CASE("race: two streams may use two halves of one array, not the same eight
                              Contains("on stream 'compute'") && Contains("on stream 'copy'") &&
                              Contains("no event or wait orders them"));
   }
+  reset({});
+}
+
+TEST_CASE("race: what a library leaves to nobody is not read", "[planted]") {
+  const auto run = [](Access (*access)(void*, int64_t)) {
+    reset({});
+    return error_of([&] {
+      const TestStream stream;
+      const Buffer<float> output(1), input(4, "workspace");
+      enqueue_library(stream.handle, "gemm", {access(input.data(), 0)},
+                      [=, data = input.data()] { data[0] = 1.0f; });
+      launch("read", undefined_kernel, {1, 1}, stream, output.data(), input.data());
+      stream.synchronize();
+    });
+  };
+  CHECK(run(writes) == "");
+  CHECK_THAT(run(scratch), Contains("uninitialised read: read of 4 bytes of 'workspace'"));
   reset({});
 }
 
