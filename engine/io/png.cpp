@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <csetjmp>
 #include <cstdlib>
-#include <vector>
+#include <memory>
 
+#include "engine/data/image_set.hpp"
 #include "file.hpp"
 #include "kernels/core/check.hpp"
 
@@ -108,6 +109,27 @@ std::string encode_png(const View<const uint8_t>& image, const PngText& text) {
 
 void write_png(const std::string& path, const View<const uint8_t>& image, const PngText& text) {
   write_file(path, encode_png(image, text));
+}
+
+PngImage read_png(const std::string& path, int64_t channels) {
+  constexpr int64_t kMaxBytes = int64_t(1) << 28;
+  const std::string bytes = read_file(path, kMaxBytes, ErrorKind::data);
+  // The simplified interface of libpng: it reports errors by its return value.
+  png_image image{};
+  image.version = PNG_IMAGE_VERSION;
+  const std::unique_ptr<png_image, decltype(&png_image_free)> freed(&image, &png_image_free);
+  const auto fail = [&](const std::string& what) {
+    throw Error(ErrorKind::data, what, "pass a PNG picture", path);
+  };
+  if (!png_image_begin_read_from_memory(&image, bytes.data(), bytes.size())) fail(image.message);
+  if (image.height > kMaxImageSide || image.width > kMaxImageSide)
+    fail(fmt::format("{} x {} pixels are too many", image.height, image.width));
+  image.format = channels == 1 ? PNG_FORMAT_GRAY : PNG_FORMAT_RGB;
+  PngImage result{.height = image.height, .width = image.width, .channels = channels, .pixels = {}};
+  result.pixels.resize(size_t(result.height * result.width * channels));
+  const png_color black{};
+  if (!png_image_finish_read(&image, &black, result.pixels.data(), 0, nullptr)) fail(image.message);
+  return result;
 }
 
 }  // namespace vqlab

@@ -1,9 +1,10 @@
-// PNG pictures, written by libpng.
+// PNG pictures, written and read by libpng.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "kernels/core/view.hpp"
 
@@ -18,5 +19,14 @@ std::string encode_png(const View<const uint8_t>& image, const PngText& text = {
 
 // Writes such a file. Throws as encode_png and write_file do.
 void write_png(const std::string& path, const View<const uint8_t>& image, const PngText& text = {});
+
+// The pixels of a PNG file, (height, width, channels), 8 bits a channel, converted to grey (channels 1) or
+// RGB (3); what is transparent shows black. Throws Error(data) if the file is missing, damaged or larger than
+// kMaxImageSide.
+struct PngImage {
+  int64_t height = 0, width = 0, channels = 0;
+  std::vector<uint8_t> pixels;
+};
+PngImage read_png(const std::string& path, int64_t channels);
 
 }  // namespace vqlab

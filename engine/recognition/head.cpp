@@ -34,7 +34,8 @@ RecognitionHead fit_head(TrainedModel& trained, const std::string& feature, cons
 
 void save_head(const RecognitionHead& head, const std::string& path) {
   const int64_t C = head.model.classes, D = head.model.dims;
-  const auto view = [](const std::vector<float>& values, int64_t offset, std::initializer_list<int64_t> shape) {
+  const auto view = [](const std::vector<float>& values, int64_t offset,
+                       std::initializer_list<int64_t> shape) {
     return View<const float>(values.data() + offset, shape);
   };
   const std::array entries = {TensorEntry("weight", view(head.model.values, 0, {C, D})),
