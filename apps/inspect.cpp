@@ -8,6 +8,7 @@
 #include "command.hpp"
 #include "engine/checkpoint.hpp"
 #include "engine/run_directory.hpp"
+#include "kernels/codebook/fsq.hpp"
 
 namespace vqlab {
 namespace {
@@ -18,10 +19,13 @@ struct CodebookSummary {
 };
 
 // From the averages that training keeps: used = in the last batch, perplexity of the averaged counts.
-CodebookSummary summarise_codebook(const Checkpoint& checkpoint, double threshold) {
+CodebookSummary summarise_codebook(const Checkpoint& checkpoint, const QuantizerConfig& config) {
+  const double threshold = config.restart_threshold;
   const std::vector<float> sizes = checkpoint.optimiser_file().floats("quantize.ema.cluster_size");
   const std::vector<int32_t> age = checkpoint.optimiser_file().values<int32_t>("quantize.age");
-  const std::vector<float> codes = checkpoint.model_file().floats("quantize.embedding.weight");
+  const std::vector<float> codes = config.kind == "fsq"
+                                       ? fsq_codebook(fsq_grid(config.levels))
+                                       : checkpoint.model_file().floats("quantize.embedding.weight");
   CodebookSummary s{.size = int64_t(sizes.size())};
   double total = 0.0;
   for (const float size : sizes) total += double(size);
@@ -44,22 +48,24 @@ CodebookSummary summarise_codebook(const Checkpoint& checkpoint, double threshol
 // What is wrong with a codebook, each with the one setting to change.
 std::vector<std::string> findings(const Config& config, const CodebookSummary& s, int64_t latents_per_step) {
   std::vector<std::string> list;
+  const bool grid = config.quantizer.kind == "fsq";  // nothing restarts its codes
   const double dead_share = double(s.dead) / double(s.size);
-  if (config.quantizer.restart_threshold == 0.0)
+  if (grid && dead_share > 0.1)
+    list.push_back(
+        fmt::format("{} of {} codes are dead: lower quantizer.levels, or train longer", s.dead, s.size));
+  else if (!grid && config.quantizer.restart_threshold == 0.0)
     list.push_back("restart is off, so codes that die stay dead: set quantizer.restart_threshold = 0.1");
-  else if (dead_share > 0.1)
+  else if (!grid && dead_share > 0.1)
     list.push_back(fmt::format("{} of {} codes are dead: set quantizer.restart_every = 1, or train longer",
                                s.dead, s.size));
   if (s.size > latents_per_step)
     list.push_back(
-        fmt::format("{} codes compete for the {} latents of a batch: raise train.batch_size or lower "
-                    "quantizer.codebook_size",
-                    s.size, latents_per_step));
+        fmt::format("{} codes compete for the {} latents of a batch: raise train.batch_size or lower {}",
+                    s.size, latents_per_step, grid ? "quantizer.levels" : "quantizer.codebook_size"));
   if (s.perplexity < 0.1 * double(s.size))
-    list.push_back(
-        fmt::format("few codes carry nearly all latents (perplexity {:.1f} of {}): lower quantizer.dim or "
-                    "quantizer.codebook_size",
-                    s.perplexity, s.size));
+    list.push_back(fmt::format("few codes carry nearly all latents (perplexity {:.1f} of {}): lower {}",
+                               s.perplexity, s.size,
+                               grid ? "quantizer.levels" : "quantizer.dim or quantizer.codebook_size"));
   return list;
 }
 
@@ -127,7 +133,7 @@ class InspectCommand : public Command {
   }
 
   void add_codebook(Json& json, const Config& config, const Checkpoint& checkpoint) const {
-    const CodebookSummary s = summarise_codebook(checkpoint, config.quantizer.restart_threshold);
+    const CodebookSummary s = summarise_codebook(checkpoint, config.quantizer);
     Json codebook = Json::object();
     codebook["size"] = s.size;
     codebook["used"] = s.used;

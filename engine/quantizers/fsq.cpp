@@ -46,6 +46,7 @@ class FsqQuantizer : public Quantizer {
   }
 
   int64_t codebook_size() const override { return grid_.K; }
+  bool looks_up() const override { return false; }
   View<int32_t> codes() const override { return codes_; }
   View<const float> codebook() const override { return codebook_; }
   View<const int32_t> first_bad_row() const override { return first_bad_row_; }
