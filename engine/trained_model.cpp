@@ -23,7 +23,7 @@ TrainedModel::TrainedModel(const std::string& run, const std::string& which, con
 void TrainedModel::require_codes(const std::string& command) const {
   if (model_.quantizer().codebook_size() == 0)
     throw Error(ErrorKind::usage, command + " needs codes, and this model is a plain autoencoder",
-                "use a run whose quantizer.kind is not \"none\"", checkpoint_.directory());
+                "use a run of another quantizer.kind, for example \"vq_ema\"", checkpoint_.directory());
   if (!model_.quantizer().initialised())
     throw Error(ErrorKind::usage, "the codebook of this checkpoint is not initialised yet",
                 "train further: k-means starts the codebook after the first few steps",
