@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "io/json.hpp"
+#include "kernels/codebook/fsq.hpp"
 #include "vector_quantizer.hpp"
 
 namespace vqlab {
@@ -48,11 +49,21 @@ double norm_growth(const CodebookSummary& s) {
 
 bool restarts(const CodebookSummary& s) { return s.config.quantizer.restart_threshold > 0.0; }
 
+// The codes of a grid are given: nothing restarts or moves them.
+bool is_grid(const CodebookSummary& s) { return s.config.quantizer.kind == "fsq"; }
+
+std::string coarser_grid(const CodebookSummary& s) {
+  std::string levels;
+  for (const int64_t level : s.config.quantizer.levels)
+    levels += fmt::format("{}{}", levels.empty() ? "" : ", ", std::max<int64_t>(2, level - 1));
+  return fmt::format("quantizer.levels = [{}]", levels);
+}
+
 // ---- the rules ----
 
 // A code without latents never moves again, and one at a tenth of the mean count is what the default would
 // replace: so a single one is worth a word.
-bool restart_is_off(const CodebookSummary& s) { return !restarts(s) && s.rare > 0; }
+bool restart_is_off(const CodebookSummary& s) { return !is_grid(s) && !restarts(s) && s.rare > 0; }
 
 constexpr std::string_view kRestart = "quantizer.restart_threshold = 0.1";
 
@@ -67,10 +78,12 @@ std::string restart_is_off_what(const CodebookSummary& s) {
 constexpr double kDeadShare = 0.1;
 
 bool too_many_dead(const CodebookSummary& s) {
+  if (is_grid(s)) return share(s.dead, s.size) > kDeadShare;
   return restarts(s) && s.config.quantizer.restart_every > 1 && share(s.dead, s.size) > kDeadShare;
 }
 
 std::string too_many_dead_what(const CodebookSummary& s) {
+  if (is_grid(s)) return fmt::format("{} of {} codes of the grid have hardly any latents", s.dead, s.size);
   return fmt::format("{} of {} codes are dead, although {} were replaced in the logged steps", s.dead, s.size,
                      replaced(s));
 }
@@ -111,6 +124,7 @@ std::string collapse_what(const CodebookSummary& s) {
 // Restart first (fmnist-s after an epoch: perplexity 22 without it, 202 with it), then k-means (uniform:
 // 176), fewer dimensions (without restart 15 of D 64, 22 of D 8), and at last as many codes as are of use.
 std::string against_collapse(const CodebookSummary& s) {
+  if (is_grid(s)) return coarser_grid(s);
   if (!restarts(s)) return std::string(kRestart);
   if (s.config.quantizer.initialisation != "kmeans") return "quantizer.initialisation = \"kmeans\"";
   if (s.config.quantizer.dim > 8) return "quantizer.dim = 8";
@@ -166,7 +180,7 @@ constexpr HealthRule kRules[] = {
     {"restart-off", restart_is_off, restart_is_off_what,
      [](const CodebookSummary&) { return std::string(kRestart); }},
     {"dead-codes", too_many_dead, too_many_dead_what,
-     [](const CodebookSummary&) -> std::string { return "quantizer.restart_every = 1"; }},
+     [](const CodebookSummary& s) { return is_grid(s) ? coarser_grid(s) : "quantizer.restart_every = 1"; }},
     {"more-codes-than-latents", more_codes_than_latents, more_codes_than_latents_what, larger_batch},
     {"collapse", collapse, collapse_what, against_collapse},
     {"drift", drift, drift_what, against_drift},
@@ -175,7 +189,8 @@ constexpr HealthRule kRules[] = {
 void read_checkpoint(const Checkpoint& checkpoint, CodebookSummary& s) {
   const std::vector<float> sizes = checkpoint.optimiser_file().floats("quantize.ema.cluster_size");
   const std::vector<int32_t> age = checkpoint.optimiser_file().values<int32_t>("quantize.age");
-  const std::vector<float> codes = checkpoint.model_file().floats("quantize.embedding.weight");
+  const std::vector<float> codes = is_grid(s) ? fsq_codebook(fsq_grid(s.config.quantizer.levels))
+                                              : checkpoint.model_file().floats("quantize.embedding.weight");
   s.size = int64_t(sizes.size());
   double total = 0.0;
   for (const float size : sizes) total += double(size);

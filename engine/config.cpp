@@ -1,6 +1,7 @@
 #include "config.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <sstream>
 #include <variant>
 
+#include "kernels/codebook/fsq.hpp"
 #include "kernels/core/check.hpp"
 #include "kernels/core/names.hpp"
 #include "quantizer.hpp"
@@ -18,8 +20,8 @@ namespace {
 // One key: where its value lives, and what it may be.
 struct Field {
   std::string_view key;
-  std::variant<bool*, int64_t*, double*, std::string*> value;
-  double low = 0.0, high = 0.0;             // of numbers
+  std::variant<bool*, int64_t*, double*, std::string*, std::vector<int64_t>*> value;
+  double low = 0.0, high = 0.0;             // of numbers, also of each in a list
   std::vector<std::string_view> choices{};  // of text; empty = any
 };
 
@@ -53,11 +55,12 @@ std::vector<Field> fields(Config& c) {
       {"quantizer.kind", &c.quantizer.kind, 0, 0, quantizer_names()},
       {"quantizer.codebook_size", &c.quantizer.codebook_size, 1, 1 << 24},
       {"quantizer.dim", &c.quantizer.dim, 1, 4096},
+      {"quantizer.levels", &c.quantizer.levels, 2, kMaxFsqLevel},
       {"quantizer.decay", &c.quantizer.decay, 0, 0.999999},
       {"quantizer.initialisation", &c.quantizer.initialisation, 0, 0, {"kmeans", "uniform"}},
       {"quantizer.restart_threshold", &c.quantizer.restart_threshold, 0, 0.999999},
       {"quantizer.restart_every", &c.quantizer.restart_every, 1, kAnyInteger},
-      {"quantizer.gradient", &c.quantizer.gradient, 0, 0, {"straight_through"}},
+      {"quantizer.gradient", &c.quantizer.gradient, 0, 0, {"straight_through", "rotation"}},
       {"loss.reconstruction", &c.loss.reconstruction, 0, 0, {"mse_over_variance", "mse", "l1"}},
       {"loss.reconstruction_weight", &c.loss.reconstruction_weight, 0, 1e6},
       {"loss.classifier_weight", &c.loss.classifier_weight, 0, 1e6},
@@ -129,6 +132,15 @@ void assign(const Field& field, const toml::node& node, const std::string& where
         node.is_integer() ? double(node.as_integer()->get()) : node.as_floating_point()->get();
     assign_number(field, number, where);
     **real = number;
+  } else if (std::vector<int64_t>* const* list = std::get_if<std::vector<int64_t>*>(&field.value)) {
+    const toml::array* items = node.as_array();
+    if (items == nullptr || items->empty() || !items->is_homogeneous<int64_t>())
+      wrong_type("a list of integers, [8, 6, 5]");
+    (*list)->clear();
+    for (const toml::node& item : *items) {
+      assign_number(field, double(item.as_integer()->get()), where);
+      (*list)->push_back(item.as_integer()->get());
+    }
   } else {
     if (!node.is_string()) wrong_type("text in quotes");
     const std::string& text = node.as_string()->get();
@@ -181,6 +193,9 @@ std::string toml_text(double value) {
   const std::string text = fmt::format("{}", value);
   return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
 }
+std::string toml_text(const std::vector<int64_t>& values) {
+  return fmt::format("[{}]", fmt::join(values, ", "));
+}
 std::string toml_text(const std::string& value) {
   std::string text = "\"";
   for (const char c : value) {
@@ -219,7 +234,30 @@ void apply_override(const std::vector<Field>& list, const std::string& text) {
   assign_table(list, table, "", where);
 }
 
+// K and D of the kinds whose codebook is a grid.
+void follow_levels(QuantizerConfig& q, const std::string& where) {
+  if (int64_t(q.levels.size()) > kMaxFsqDimensions)
+    fail(fmt::format("quantizer.levels has {} dimensions", q.levels.size()),
+         fmt::format("choose at most {}", kMaxFsqDimensions), where);
+  int64_t codes = 1;
+  for (const int64_t level : q.levels) {
+    codes *= level;
+    if (codes > kMaxFsqCodes)
+      fail(fmt::format("quantizer.levels = {} have more than {} codes", toml_text(q.levels), kMaxFsqCodes),
+           "choose fewer or smaller ones, for example [8, 5, 5, 5]", where);
+  }
+  if (q.kind != "fsq") return;
+  q.codebook_size = codes;
+  q.dim = int64_t(q.levels.size());
+}
+
 void check_together(const Config& c, const std::string& where) {
+  if (c.quantizer.gradient == "rotation" && !c.quantizer.kind.starts_with("vq_"))
+    fail(fmt::format(
+             "quantizer.gradient = \"rotation\" turns latents to codes of a learned codebook, and kind = "
+             "\"{}\" has none",
+             c.quantizer.kind),
+         "set quantizer.gradient = \"straight_through\", or a quantizer.kind of vq_...", where);
   const int64_t d = c.model.downsampling;
   if ((d & (d - 1)) != 0)
     fail(fmt::format("model.downsampling = {} is no power of two", d), "choose 2, 4, 8 or 16", where);
@@ -252,6 +290,7 @@ Config parse_config(const std::string& text, const std::string& where,
   const std::vector<Field> list = fields(config);
   assign_table(list, parse_toml(text, where), "", where);
   for (const std::string& override_text : overrides) apply_override(list, override_text);
+  follow_levels(config.quantizer, where);
   check_together(config, where);
   return config;
 }

@@ -26,14 +26,15 @@ struct ModelConfig {
 };
 
 struct QuantizerConfig {
-  std::string kind = "vq_ema";  // a name of quantizers.def
-  int64_t codebook_size = 256;  // K
-  int64_t dim = 16;             // D
+  std::string kind = "vq_ema";              // a name of quantizers.def
+  int64_t codebook_size = 256;              // K; of fsq: the product of its levels
+  int64_t dim = 16;                         // D; of fsq: their number
+  std::vector<int64_t> levels = {8, 6, 5};  // of fsq: each from 2 to 1000, at most 16
   double decay = 0.99;
-  std::string initialisation = "kmeans";  // kmeans | uniform
-  double restart_threshold = 0.1;         // of the mean count; 0 = off
-  int64_t restart_every = 5;              // steps
-  std::string gradient = "straight_through";
+  std::string initialisation = "kmeans";      // kmeans | uniform
+  double restart_threshold = 0.1;             // of the mean count; 0 = off
+  int64_t restart_every = 5;                  // steps
+  std::string gradient = "straight_through";  // straight_through | rotation, of the kinds vq_...
 };
 
 // total = reconstruction_weight * reconstruction + classifier_weight * cross-entropy
@@ -43,7 +44,7 @@ struct LossConfig {
   double reconstruction_weight = 1.0;                // 0: the net has no decoder
   double classifier_weight = 0.0;                    // 0: the net has no classifier
   double quantizer_weight = 1.0;
-  double codebook_weight = 1.0;  // of vq_loss; vq_ema has no such term
+  double codebook_weight = 1.0;  // of vq_loss; the others have no such term
   double commitment_weight = 0.25;
 };
 

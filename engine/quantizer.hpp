@@ -55,6 +55,8 @@ class Quantizer {
 
   // 0 for the plain autoencoder, which has no codes.
   virtual int64_t codebook_size() const { return 0; }
+  // Whether the nearest code is looked up in a codebook.
+  virtual bool looks_up() const { return codebook_size() > 0; }
   virtual View<int32_t> codes() const { return {}; }
   virtual View<const float> codebook() const { return {}; }
   // Mean squared distance of latents and codes (1), and what its parts weigh in the total loss; absent

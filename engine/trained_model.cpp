@@ -31,7 +31,7 @@ void TrainedModel::require_decoder(const std::string& command) const {
 void TrainedModel::require_codes(const std::string& command) const {
   if (model_.quantizer().codebook_size() == 0)
     throw Error(ErrorKind::usage, command + " needs codes, and this model is a plain autoencoder",
-                "use a run with quantizer.kind = \"vq_ema\" or \"vq_loss\"", checkpoint_.directory());
+                "use a run of another quantizer.kind, for example \"vq_ema\"", checkpoint_.directory());
   if (!model_.quantizer().initialised())
     throw Error(ErrorKind::usage, "the codebook of this checkpoint is not initialised yet",
                 "train further: k-means starts the codebook after the first few steps",

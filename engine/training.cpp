@@ -232,8 +232,9 @@ void Training::use_kernels(const RunKernels& used) {
   if (used.device == runtime_.device_name() && !options_.new_kernels)
     kernels_ = find_kernels(used, runtime_.device(), trust());
   model.use_kernels(kernels_, runtime_.device_name());
-  observer_.note(fmt::format("kernels: lookup {}, cluster_sums {}", model.kernels().lookup,
-                             model.kernels().cluster_sums));
+  const std::string lookup =
+      model.quantizer().looks_up() ? fmt::format("lookup {}, ", model.kernels().lookup) : "";
+  observer_.note(fmt::format("kernels: {}cluster_sums {}", lookup, model.kernels().cluster_sums));
 }
 
 TrainResult Training::run() {

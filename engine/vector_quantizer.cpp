@@ -3,9 +3,11 @@
 #include <limits>
 
 #include "kernels/codebook/cluster_sums.hpp"
+#include "kernels/codebook/ema_update.hpp"
 #include "kernels/codebook/kmeans.hpp"
 #include "kernels/codebook/lookup.hpp"
 #include "kernels/codebook/restart.hpp"
+#include "kernels/codebook/rotation.hpp"
 #include "kernels/codebook/straight_through.hpp"
 #include "kernels/core/copy.hpp"
 
@@ -37,6 +39,7 @@ VectorQuantizer::VectorQuantizer(const QuantizerContext& context)
       reservoir_rows_(reservoir_rows(K_, context.latents_per_step, context.latents_per_epoch)),
       from_data_(context.config.quantizer.initialisation == "kmeans"),
       own_codebook_(context.config.quantizer.kind != "vq_loss"),
+      rotation_(context.config.quantizer.gradient == "rotation"),
       initialised_(!from_data_) {}
 
 void VectorQuantizer::take_state(Slab& slab) {
@@ -54,6 +57,7 @@ void VectorQuantizer::take_state(Slab& slab) {
   health_scratch_ = slab.take<float>({2 * K_});
   health_ = slab.take<CodebookHealth>({1});
   batches_collected_ = slab.take<int32_t>({1});
+  if (rotation_) fallbacks_ = slab.take<int32_t>({1});
   if (from_data_) reservoir_ = slab.take<float>({reservoir_rows_, D_});
 }
 
@@ -78,6 +82,7 @@ void VectorQuantizer::allocate(const Runtime& runtime) {
     codes.resize(size_t(K_ * D_));
     for (size_t i = 0; i < codes.size(); ++i) codes[i] = (2.0f * random_uniform(key, i) - 1.0f) / float(K_);
     runtime.upload(codebook_.data, codes.data(), codebook_.bytes(), runtime.compute());
+    adapt_codebook(runtime.compute());
   }
   run(CopyOp{.output = cluster_sum_, .input = codebook_}, runtime.compute());
   run(CopyOp{.output = previous_, .input = codebook_}, runtime.compute());
@@ -86,6 +91,7 @@ void VectorQuantizer::allocate(const Runtime& runtime) {
 
 Tensor VectorQuantizer::plan(Arena& arena, const Tensor& latents, Mode mode) {
   latents_ = latents;
+  points_ = plan_points(arena, latents);
   const View<float>& z = latents.value;
   const int64_t N = z.rows()[0];
   quantized_.value = arena.take<float>({z[0], z[1], z[2], z[3]});
@@ -116,22 +122,22 @@ float VectorQuantizer::gradient_scale(double weight) const {
 }
 
 void VectorQuantizer::forward(Stream stream) {
+  make_points(stream);
   if (!initialised_) {
-    run(CopyOp{.output = quantized_.value, .input = latents_.value}, stream);
+    run(CopyOp{.output = quantized_.value.rows(), .input = points_}, stream);
     return;
   }
-  const View<float> latents = latents_.value.rows();
   const View<int32_t> codes(codes_.data, {codes_.size()});
   run(LookupOp{.codes = codes,
                .first_bad_row = first_bad_row_,
-               .latents = latents,
+               .latents = points_,
                .codebook = codebook_,
                .scratch = scratch_,
-               .variant = lookup_for(latents[0])},
+               .variant = lookup_for(points_[0])},
       stream);
   run(StraightThroughOp{.quantized = quantized_.value.rows(),
                         .distance = distance_,
-                        .latents = latents,
+                        .latents = points_,
                         .codebook = codebook_,
                         .codes = codes,
                         .block_sums = block_sums_},
@@ -142,7 +148,7 @@ void VectorQuantizer::collect(Stream stream) {
   if (!initialised_) return;
   run(ClusterSumsOp{.counts = counts_,
                     .sums = sums_,
-                    .latents = latents_.value.rows(),
+                    .latents = points_,
                     .codes = View<int32_t>(codes_.data, {codes_.size()}),
                     .scratch = scratch_,
                     .variant = cluster_sums_for(codes_.size())},
@@ -150,15 +156,46 @@ void VectorQuantizer::collect(Stream stream) {
 }
 
 void VectorQuantizer::backward(Stream stream) {
-  if (!initialised_) return;
-  run(StraightThroughBackwardOp{.d_latents = latents_.gradient.rows(),
-                                .d_quantized = quantized_.gradient.rows(),
-                                .latents = latents_.value.rows(),
-                                .codebook = codebook_,
-                                .codes = View<int32_t>(codes_.data, {codes_.size()}),
-                                .commitment_scale = gradient_scale(commitment_weight_)},
+  if (initialised_) {
+    pass_gradient(stream);
+    learn_before_optimiser(stream);
+  }
+  backward_of_points(stream);
+}
+
+// The gradient by points_ into latents_.gradient.
+void VectorQuantizer::pass_gradient(Stream stream) {
+  const View<float> d_latents = latents_.gradient.rows(), d_quantized = quantized_.gradient.rows();
+  const View<int32_t> codes(codes_.data, {codes_.size()});
+  const float scale = gradient_scale(commitment_weight_);
+  if (rotation_)
+    run(RotationBackwardOp{.d_latents = d_latents,
+                           .fallbacks = fallbacks_,
+                           .d_quantized = d_quantized,
+                           .latents = points_,
+                           .codebook = codebook_,
+                           .codes = codes,
+                           .commitment_scale = scale},
+        stream);
+  else
+    run(StraightThroughBackwardOp{.d_latents = d_latents,
+                                  .d_quantized = d_quantized,
+                                  .latents = points_,
+                                  .codebook = codebook_,
+                                  .codes = codes,
+                                  .commitment_scale = scale},
+        stream);
+}
+
+void VectorQuantizer::update_averages(const UpdateContext& context, Stream stream) {
+  run(EmaUpdateOp{.codebook = codebook_,
+                  .cluster_size = cluster_size_,
+                  .cluster_sum = cluster_sum_,
+                  .counts = counts_,
+                  .sums = sums_,
+                  .poisoned = context.poisoned,
+                  .decay = float(decay_)},
       stream);
-  learn_before_optimiser(stream);
 }
 
 void VectorQuantizer::update(const UpdateContext& context, Stream stream) {
@@ -170,7 +207,7 @@ void VectorQuantizer::update(const UpdateContext& context, Stream stream) {
                 .moment1 = moment1(),
                 .moment2 = moment2(),
                 .replaced = replaced_,
-                .latents = latents_.value.rows(),
+                .latents = points_,
                 .state = context.state,
                 .poisoned = context.poisoned,
                 .threshold = restart_threshold_,
@@ -196,9 +233,8 @@ void VectorQuantizer::collect_first_latents(const UpdateContext& context, Stream
   context.runtime.download(&batches, batches_collected_.data, sizeof batches, stream);
   context.runtime.synchronize(stream);
   if (poisoned) return;
-  const View<float> latents = latents_.value.rows();
-  run(CopyOp{.output = View<float>(reservoir_.data + batches * latents.size(), {latents[0], D_}),
-             .input = latents},
+  run(CopyOp{.output = View<float>(reservoir_.data + batches * points_.size(), {points_[0], D_}),
+             .input = points_},
       stream);
   ++batches;
   context.runtime.upload(batches_collected_.data, &batches, sizeof batches, stream);
@@ -216,6 +252,7 @@ void VectorQuantizer::collect_first_latents(const UpdateContext& context, Stream
                .lookup = lookup_for(reservoir_rows_),
                .cluster_sums = cluster_sums_for(reservoir_rows_)},
       stream);
+  adapt_codebook(stream);
   run(CopyOp{.output = previous_, .input = codebook_}, stream);
   initialised_ = true;
 }
@@ -223,7 +260,7 @@ void VectorQuantizer::collect_first_latents(const UpdateContext& context, Stream
 void VectorQuantizer::decode(Stream stream) {
   run(StraightThroughOp{.quantized = quantized_.value.rows(),
                         .distance = distance_,
-                        .latents = latents_.value.rows(),
+                        .latents = points_,
                         .codebook = codebook_,
                         .codes = View<int32_t>(codes_.data, {codes_.size()}),
                         .block_sums = block_sums_},

@@ -1,4 +1,5 @@
-// What vq_ema and vq_loss share: lookup, straight-through gradient, k-means initialisation, restart, health.
+// What vq_ema, vq_loss and vq_cosine share: lookup, the gradient past it, k-means initialisation, restart,
+// health.
 #pragma once
 
 #include "quantizer.hpp"
@@ -36,6 +37,16 @@ class VectorQuantizer : public Quantizer {
   // How the codebook learns: by a gradient that the optimiser then applies, or by averages after it.
   virtual void learn_before_optimiser(Stream) {}
   virtual void learn_after_optimiser(const UpdateContext&, Stream) {}
+  // The averages, and the codebook from them.
+  void update_averages(const UpdateContext& context, Stream stream);
+  // What is compared with the codes, (N, D): the latents themselves, or what is made of them. A quantizer
+  // that makes something of them plans it, computes it before the lookup, takes latents.gradient from the
+  // gradient by it, in place, and brings a codebook from elsewhere (the initial one, k-means) to the same
+  // form.
+  virtual View<float> plan_points(Arena&, const Tensor& latents) { return latents.value.rows(); }
+  virtual void make_points(Stream) {}
+  virtual void backward_of_points(Stream) {}
+  virtual void adapt_codebook(Stream) {}
   // The codebook, if it is not part of the quantizer's own state, and its Adam moments.
   virtual View<float> parameter() const { return {}; }
   virtual View<float> moment1() const { return {}; }
@@ -51,11 +62,13 @@ class VectorQuantizer : public Quantizer {
   View<int32_t> counts_;                    // (K), of the batch
   View<float> sums_;                        // (K, D), of the batch
   Tensor latents_, quantized_;
+  View<float> points_;  // (N, D)
 
  private:
   void take_state(Slab& slab);
   const LookupVariant* lookup_for(int64_t N) const;
   const ClusterSumsVariant* cluster_sums_for(int64_t N) const;
+  void pass_gradient(Stream stream);
   void collect_first_latents(const UpdateContext& context, Stream stream);
 
   const Mode mode_;
@@ -65,11 +78,12 @@ class VectorQuantizer : public Quantizer {
   const int64_t latents_per_step_, reservoir_rows_;
   const bool from_data_;     // the codebook starts from k-means
   const bool own_codebook_;  // and is not a parameter
+  const bool rotation_;      // else straight-through
   bool initialised_;
   KernelChoice kernels_;
 
   Slab slab_{"codebook state"};
-  View<int32_t> codes_, first_bad_row_, replaced_, age_, batches_collected_;
+  View<int32_t> codes_, first_bad_row_, replaced_, age_, batches_collected_, fallbacks_;
   View<float> distance_, block_sums_, previous_, health_scratch_;
   View<CodebookHealth> health_;
   View<float> reservoir_;  // (R, D), the first latents, for k-means

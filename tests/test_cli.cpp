@@ -65,6 +65,25 @@ TEST_CASE("cli: a set goes through train and eval and encode and decode and reco
   }
 }
 
+TEST_CASE("cli: a codebook that is a grid needs no tensor in a checkpoint", "[cli]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("run") + "--json --set quantizer.kind=fsq --set quantizer.levels=[5,4]"));
+  const Json inspected = json_of(run_vqlab("inspect " + (desk / "run") + " --json"));
+  CHECK(inspected.at("codebook").at("size").as_integer() == 20);
+  CHECK(inspected.at("codebook").at("norm").as_number() > 0.5);
+  for (const Json& tensor : inspected.at("tensors").items())
+    CHECK(tensor.at("name").as_string() != "quantize.embedding.weight");
+  const Json evaluated = json_of(run_vqlab("eval " + (desk / "run") + " --json"));
+  CHECK(evaluated.at("codebook_size").as_integer() == 20);
+  const std::string codes = desk / "codes.npy";
+  json_of(run_vqlab("encode " + (desk / "run") + " --json -o " + codes));
+  json_of(run_vqlab("decode " + (desk / "run") + " " + codes + " --json -o " + (desk / "out")));
+  CHECK(fs::exists(desk / "out/image-00000-reconstruction.png"));
+  require_failure(
+      run_vqlab(desk.train("other") + "--set quantizer.kind=fsq --set quantizer.gradient=rotation"), 2,
+      "codes of a learned codebook", "straight_through");
+}
+
 TEST_CASE("cli: inspect and doctor describe themselves", "[cli]") {
   const Desk desk;
   json_of(run_vqlab(desk.train("run") + "--json"));

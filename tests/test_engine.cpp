@@ -41,6 +41,12 @@ TEST_CASE("config: every key survives printing and reading", "[unit]") {
   CHECK(config.name == "a \"b\" \\c");
   const Config again = parse(to_toml(config));
   CHECK(differing_keys(config, again, {}).empty());
+  const Config grid = parse("", {"quantizer.kind=fsq", "quantizer.levels=[7, 5]"});
+  CHECK(grid.quantizer.codebook_size == 35);
+  CHECK(grid.quantizer.dim == 2);
+  CHECK(differing_keys(grid, parse(to_toml(grid)), {}).empty());
+  CHECK(differing_keys(grid, parse("", {"quantizer.kind=fsq", "quantizer.levels=[5, 7]"}), {}) ==
+        std::vector<std::string>{"quantizer.levels"});
   CHECK(differing_keys(config, parse(""), {"seed", "name"}) ==
         std::vector<std::string>{"data.flip", "quantizer.dim", "train.learning_rate"});
 }
@@ -67,6 +73,7 @@ norm = "none"
 kind = "vq_ema"
 codebook_size = 256
 dim = 16
+levels = [8, 6, 5]
 decay = 0.99
 initialisation = "kmeans"
 restart_threshold = 0.1
@@ -110,6 +117,14 @@ TEST_CASE("config: impossible values are refused with the range", "[bad-input]")
   expect_usage_error("[model]\ndownsampling = 6", "no power of two", "2, 4, 8 or 16");
   expect_usage_error("[model]\nhidden = 33", "is odd", "even");
   expect_usage_error("[quantizer]\nkind = \"vq-ema\"", "is not known", "choose one of vq_ema");
+  expect_usage_error("[quantizer]\nlevels = [8, 1]", "quantizer.levels = 1 is out of range",
+                     "from 2 to 1000");
+  expect_usage_error("[quantizer]\nlevels = [256, 256, 257]", "more than 16777216 codes", "fewer or smaller");
+  expect_usage_error("[quantizer]\nlevels = [2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2]", "17 dimensions",
+                     "at most 16");
+  for (const char* kind : {"fsq", "none"})
+    expect_usage_error(std::string("[quantizer]\ngradient = \"rotation\"\nkind = \"") + kind + "\"",
+                       "codes of a learned codebook", "straight_through");
   expect_usage_error("[train]\nlearning_rate = 0.0", "trains nothing", "positive");
   expect_usage_error("[train]\nwarmup_steps = 5", "belongs to the cosine", "cosine");
   expect_usage_error("[train]\npatience = 2\n[data]\nvalidation = 0", "patience", "validation");
@@ -119,6 +134,9 @@ TEST_CASE("config: a value of the wrong type is refused", "[bad-input]") {
   expect_usage_error("[train]\nepochs = \"five\"", "train.epochs must be an integer", "train.epochs");
   expect_usage_error("[train]\nepochs = 2.5", "must be an integer", "train.epochs");
   expect_usage_error("[data]\nflip = 1", "must be true or false", "data.flip");
+  for (const char* levels : {"8", "[]", "[8, 6.5]", "[[8]]", "\"8\""})
+    expect_usage_error(std::string("[quantizer]\nlevels = ") + levels, "must be a list of integers",
+                       "levels");
   expect_usage_error("data = 3", "data is a section", "[data]");
 }
 

@@ -1,4 +1,5 @@
 // Whole runs on small sets: learning, determinism, resume, early stop, bad values.
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -10,21 +11,24 @@ namespace vqlab::testing {
 namespace fs = std::filesystem;
 
 TEST_CASE("training: every quantizer learns and keeps its codebook in use", "[unit]") {
-  for (const QuantizerEntry* entry : quantizers()) {
-    INFO(entry->name);
+  std::vector<std::array<std::string, 2>> kinds = {{"vq_ema", "rotation"}, {"vq_cosine", "rotation"}};
+  for (const QuantizerEntry* entry : quantizers())
+    kinds.push_back({std::string(entry->name), "straight_through"});
+  for (const auto& [kind, gradient] : kinds) {
+    INFO(kind << ", " << gradient);
     Lab lab(176);
-    lab.train("a",
-              {"train.epochs=12", "train.learning_rate=0.004", "quantizer.kind=" + std::string(entry->name)});
+    lab.train("a", {"train.epochs=12", "train.learning_rate=0.004", "quantizer.kind=" + kind,
+                    "quantizer.gradient=" + gradient});
     REQUIRE(lab.observer.mse.size() == 12);
     // The set's pixel variance, which a constant picture would reach, is the yardstick.
     CHECK(lab.observer.mse.back() < 0.5 * Checkpoint(lab.run("a"), "last").facts().variance);
     CHECK(lab.observer.mse.back() < lab.observer.mse.front());
-    if (entry->name != "none") CHECK(lab.observer.used >= 4);
+    if (kind != "none") CHECK(lab.observer.used >= 4);
   }
 }
 
 TEST_CASE("training: weights do not depend on the number of threads", "[unit]") {
-  for (const char* kind : {"vq_ema", "vq_loss", "none"}) {
+  for (const char* kind : {"vq_ema", "vq_loss", "vq_cosine", "fsq", "none"}) {
     INFO(kind);
     Lab lab(80, 12, 8, 3);
     const std::string set = std::string("quantizer.kind=") + kind;
@@ -46,16 +50,19 @@ TEST_CASE("training: another seed gives other weights and the same seed the same
 }
 
 TEST_CASE("training: a resumed run is bit for bit the uninterrupted one", "[unit]") {
-  for (const char* kind : {"vq_ema", "vq_loss", "none"}) {
+  for (const char* kind : {"vq_ema", "vq_loss", "vq_cosine", "fsq", "none"}) {
     for (const char* initialisation : {"kmeans", "uniform"}) {
       INFO(kind << " " << initialisation);
       Lab lab;
-      const std::vector<std::string> set = {std::string("quantizer.kind=") + kind,
-                                            std::string("quantizer.initialisation=") + initialisation,
-                                            "data.flip=true",
-                                            "data.shift=1",
-                                            "train.schedule=cosine",
-                                            "train.warmup_steps=3"};
+      const bool rotates = kind == std::string("vq_cosine");
+      const std::vector<std::string> set = {
+          std::string("quantizer.kind=") + kind,
+          std::string("quantizer.initialisation=") + initialisation,
+          std::string("quantizer.gradient=") + (rotates ? "rotation" : "straight_through"),
+          "data.flip=true",
+          "data.shift=1",
+          "train.schedule=cosine",
+          "train.warmup_steps=3"};
       lab.train("whole", set, 24);
       // 3 is before k-means (which needs an epoch of 8 steps), 8 the end of an epoch, 13 in the middle of
       // one.
@@ -201,7 +208,7 @@ TEST_CASE("training: the tensor and the row that are not finite are named", "[ba
 TEST_CASE("training: skipped steps leave all state alone and resume in the middle of them", "[bad-input]") {
   const Runtime runtime("cpu", 1);
   const ImageSet set = synthetic_images(40, 8, 8, 1, 1);
-  for (const char* kind : {"vq_ema", "vq_loss"}) {
+  for (const char* kind : {"vq_ema", "vq_loss", "vq_cosine", "fsq"}) {
     const Config config = parse_config(
         tiny_config("d"), "tiny",
         {"quantizer.initialisation=uniform", "train.on_nan=skip", std::string("quantizer.kind=") + kind});

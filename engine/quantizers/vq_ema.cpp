@@ -1,6 +1,5 @@
 // The codebook follows moving averages of the latents that chose each code.
 #include "engine/vector_quantizer.hpp"
-#include "kernels/codebook/ema_update.hpp"
 
 namespace vqlab {
 namespace {
@@ -12,14 +11,7 @@ class EmaQuantizer : public VectorQuantizer {
 
  private:
   void learn_after_optimiser(const UpdateContext& context, Stream stream) override {
-    run(EmaUpdateOp{.codebook = codebook_,
-                    .cluster_size = cluster_size_,
-                    .cluster_sum = cluster_sum_,
-                    .counts = counts_,
-                    .sums = sums_,
-                    .poisoned = context.poisoned,
-                    .decay = float(decay_)},
-        stream);
+    update_averages(context, stream);
   }
 };
 

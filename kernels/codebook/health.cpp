@@ -1,7 +1,7 @@
 #include "health.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "../core/parallel.hpp"
 #include "../core/tree_sum.hpp"
@@ -57,7 +57,7 @@ void run_cpu(const CodebookHealthOp& op) {
       }
       norms[k] = std::sqrt(norm);
       moves[k] = std::sqrt(move);
-      std::memcpy(before, code, size_t(D) * sizeof(float));
+      std::copy_n(code, D, before);
       op.age.data[k] = op.counts.data[k] > 0 ? 0 : op.age.data[k] + 1;
     }
   });

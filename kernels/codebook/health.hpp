@@ -17,7 +17,8 @@ struct CodebookHealth {
 struct CodebookHealthOp {
   View<CodebookHealth> health;     // (1)
   View<int32_t> age;               // (K), updated: 0 if used in this batch, else one more
-  View<float> previous;            // (K, D), the codebook at the last call; updated
+  View<float> previous;            // (K, D), the codebook at the last call; updated. May alias a codebook
+                                   // that never changes
   View<const float> codebook;      // (K, D)
   View<const int32_t> counts;      // (K), of the batch
   View<const float> cluster_size;  // (K)

@@ -26,7 +26,7 @@ void poison(Trainer& trainer, const Runtime& runtime) {
 }  // namespace
 
 TEST_CASE("trainer: a run on the device repeats bit for bit, resumed or not", "[trainer]") {
-  for (const char* kind : {"vq_ema", "vq_loss", "none"}) {
+  for (const char* kind : {"vq_ema", "vq_loss", "vq_cosine", "fsq", "none"}) {
     INFO(kind);
     Lab lab;
     const std::vector<std::string> set =

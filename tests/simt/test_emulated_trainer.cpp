@@ -1,5 +1,7 @@
 // The engine's whole CUDA path on the emulated device, bit for bit against the CPU backend: streams, events,
 // copies and every kernel; the convolutions are the CPU's there.
+#include <array>
+
 #include "device.hpp"
 #include "device_testing.hpp"
 #include "engine/evaluate.hpp"
@@ -55,6 +57,22 @@ TEST_CASE("trainer: five steps have the bits of the CPU", "[emulated]") {
           CHECK(actual.weights == expected.weights);
         });
       }
+}
+
+TEST_CASE("trainer: five steps of every quantizer and gradient have the bits of the CPU", "[emulated]") {
+  for (const auto& [kind, gradient] : {std::array<const char*, 2>{"fsq", "straight_through"},
+                                       {"vq_cosine", "straight_through"},
+                                       {"vq_cosine", "rotation"},
+                                       {"vq_loss", "rotation"}}) {
+    INFO(kind << ", " << gradient);
+    const ImageSet set = synthetic_images(24, 8, 8, 1, 1);
+    const Config config = parse_config(tiny_config("d"), "tiny",
+                                       {std::string("quantizer.kind=") + kind, "quantizer.restart_every=2",
+                                        std::string("quantizer.gradient=") + gradient});
+    const Runtime cpu("cpu", 2);
+    const Trace expected = trace(cpu, config, set, 5);
+    for_few_schedules([&] { CHECK(trace(device_runtime(), config, set, 5) == expected); });
+  }
 }
 
 TEST_CASE("trainer: in less precision five steps have the bits of the CPU", "[emulated]") {
@@ -128,7 +146,7 @@ Config graph_config(const std::vector<std::string>& more = {}) {
 // With restarts, flips, k-means on the way and a learning rate that changes in each step.
 TEST_CASE("trainer: as a graph the step has the bits of the eager step", "[emulated][streams]") {
   const ImageSet set = synthetic_images(24, 8, 8, 3, 1);
-  for (const char* kind : {"vq_ema", "vq_loss", "none"}) {
+  for (const char* kind : {"vq_ema", "vq_loss", "vq_cosine", "fsq", "none"}) {
     const Config config = graph_config({std::string("quantizer.kind=") + kind});
     for_few_schedules([&] {
       INFO(kind);
