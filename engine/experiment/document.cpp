@@ -10,8 +10,8 @@ namespace vqlab {
 namespace {
 
 constexpr const char* kStyle = R"(
-body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1160px; margin: 2rem auto;
-  padding: 0 1.5rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1160px;
+  margin: 2rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; margin-bottom: .5rem; }
 h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #bbb; }
 p { max-width: 52rem; }
@@ -21,7 +21,7 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 caption { text-align: left; padding-bottom: .3rem; color: #333; }
 th, td { padding: .25rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
 th { vertical-align: bottom; border-bottom: 2px solid #444; font-weight: 600; max-width: 7.5rem; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+th.words, td.words { text-align: left; }
 td span { display: block; color: #555; font-size: 11px; white-space: nowrap; }
 figure { margin: 1rem 0; }
 figcaption { color: #333; font-size: 13px; max-width: 52rem; }
@@ -51,7 +51,7 @@ std::string markdown(const Table& table) {
   text += "|";
   for (size_t i = 0; i < table.head.size(); ++i) {
     text += fmt::format(" {} |", table.head[i]);
-    rule += i == 0 ? "---|" : "---:|";
+    rule += i < table.text_columns ? "---|" : "---:|";
   }
   text += fmt::format("\n|{}\n", rule);
   for (const std::vector<Cell>& row : table.rows) {
@@ -78,17 +78,19 @@ std::string html_inline(const std::string& words) {
 }
 
 std::string html(const Table& table) {
+  const auto words = [&](size_t column) { return column < table.text_columns ? " class=\"words\"" : ""; };
   std::string text = "<div class=\"wide\"><table>\n";
   if (!table.caption.empty()) text += fmt::format("<caption>{}</caption>\n", html_inline(table.caption));
   text += "<thead><tr>";
-  for (const std::string& head : table.head)
-    text += fmt::format("<th scope=\"col\">{}</th>", html_inline(head));
+  for (size_t i = 0; i < table.head.size(); ++i)
+    text += fmt::format("<th scope=\"col\"{}>{}</th>", words(i), html_inline(table.head[i]));
   text += "</tr></thead>\n<tbody>\n";
   for (const std::vector<Cell>& row : table.rows) {
     text += "<tr>";
-    for (const Cell& cell : row)
-      text += fmt::format("<td>{}{}</td>", html_inline(cell.text),
-                          cell.range.empty() ? "" : fmt::format("<span>{}</span>", escape_html(cell.range)));
+    for (size_t i = 0; i < row.size(); ++i)
+      text +=
+          fmt::format("<td{}>{}{}</td>", words(i), html_inline(row[i].text),
+                      row[i].range.empty() ? "" : fmt::format("<span>{}</span>", escape_html(row[i].range)));
     text += "</tr>\n";
   }
   return text + "</tbody></table></div>\n";

@@ -16,11 +16,12 @@ struct Paragraph {
 struct Cell {
   std::string text, range;  // the range is set smaller
 };
-// The first column is text, the others are figures.
+// The first columns are text, the others are figures.
 struct Table {
   std::string caption;
   std::vector<std::string> head;
   std::vector<std::vector<Cell>> rows;
+  size_t text_columns = 1;
 };
 struct Picture {
   std::string caption, svg;  // HTML only

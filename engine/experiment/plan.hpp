@@ -60,12 +60,12 @@ ExperimentPlan plan_sweep(const SweepOptions& options);
 
 struct RecognitionExperimentOptions {
   std::string data = "fmnist";  // or a directory with IDX or CIFAR-10 files
-  std::vector<std::string> overrides;
-  std::vector<std::string> members;  // names; empty = all
+  std::vector<std::string> overrides = {};
+  std::vector<std::string> members = {};  // names; empty = all
   std::vector<int64_t> seeds = {0, 1, 2};
   int64_t epochs = 5;
   bool quick = false;  // one epoch, the first seed, 100 and 1000 labels
-  std::vector<double> mse_levels;
+  std::vector<double> mse_levels = {};
 };
 // Every kind of latent and the two kinds of training with labels, at equal net, epochs and batch. Throws
 // Error(usage) for an unknown member.

@@ -135,7 +135,7 @@ Table figure_table(const Json& report, const std::string& caption, const std::ve
 }
 
 Table training_table(const Json& report) {
-  Table table = figure_table(report, "Training", {"seconds", "images_per_second"});
+  Table table = figure_table(report, "", {"seconds", "images_per_second"});
   for (const Json& level : report.at("mse_levels").items())
     table.head.push_back(fmt::format("s until MSE {}", level.as_number()));
   table.head.push_back("seeds done");
@@ -188,7 +188,8 @@ Table recognition_table(const Json& report) {
 }
 
 Table member_table(const Json& report) {
-  Table table{.caption = "", .head = {"member", "what sets it apart", "seeds"}, .rows = {}};
+  Table table{
+      .caption = "", .head = {"member", "what sets it apart", "seeds"}, .rows = {}, .text_columns = 3};
   for (const Json& group : report.at("groups").items()) {
     std::vector<std::string> overrides, seeds;
     for (const Json& text : group.at("overrides").items())

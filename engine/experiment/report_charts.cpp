@@ -61,20 +61,23 @@ Picture rate_distortion_picture(const Json& report) {
                 .description = "Test MSE over entropy bits per image, one series for each kind of quantizer.",
                 .x = {.title = axis_title("bits_per_image_entropy")},
                 .y = {.title = "test MSE, pixels on [0, 1]"}};
-  std::set<double> rates;
+  std::set<std::pair<double, double>> rates;
   for (const Json& group : report.at("groups").items()) {
     const Summary bits = figure_of(group, "bits_per_image_entropy"), mse = figure_of(group, "mse");
     if (mse.count == 0) continue;
-    if (const Json& floats = group.at("latent_floats"); floats.is_number())
+    const Json& floats = group.at("latent_floats");
+    const bool drawn = std::any_of(chart.levels.begin(), chart.levels.end(),
+                                   [&](const ChartLevel& level) { return level.y == mse.mean; });
+    if (floats.is_number() && !drawn)
       chart.levels.push_back(
-          {fmt::format("{}: {} floats", group.at("name").as_string(), floats.as_integer()), mse.mean});
+          {fmt::format("{} floats: {}", floats.as_integer(), group.at("name").as_string()), mse.mean});
     if (bits.count == 0) continue;
     const std::string kind = group.at("quantizer").as_string();
     auto it = std::find_if(chart.series.begin(), chart.series.end(),
                            [&](const ChartSeries& s) { return s.name == kind; });
     if (it == chart.series.end()) it = chart.series.insert(it, {kind, {}, true});
     it->points.push_back({bits.mean, mse.mean, mse.low, mse.high, group.at("name").as_string()});
-    rates.insert(bits.mean);
+    rates.insert({figure_of(group, "bits_per_image_nominal").mean, bits.mean});
   }
   if (rates.size() < 2) return {};
   size_t points = 0;
