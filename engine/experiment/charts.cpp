@@ -13,10 +13,11 @@ namespace {
 constexpr std::array<const char*, 7> kColours = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
                                                  "#E69F00", "#56B4E9", "#000000"};
 constexpr std::array<const char*, 4> kDashes = {"", "6 3", "2 3", "8 3 2 3"};
-constexpr double kWidth = 860.0, kHeight = 420.0;
-constexpr double kLeft = 84.0, kTop = 20.0, kBottom = 56.0, kLegend = 210.0;
-constexpr double kBarRow = 26.0, kNameWidth = 230.0, kValueWidth = 150.0;
-constexpr double kLetter = 6.6;  // width of a letter of 12 px, about
+constexpr double kPlotWidth = 600.0, kHeight = 420.0;
+constexpr double kLeft = 84.0, kTop = 20.0, kBottom = 56.0;
+constexpr double kLegendMark = 34.0, kBarRow = 26.0, kValueWidth = 100.0;
+constexpr double kLeastNames = 80.0, kMostNames = 380.0;  // widths of names; longer ones are cut
+constexpr double kLetter = 7.0;                           // width of a letter of 12 px, about
 
 std::string colour(size_t i) { return kColours[i % kColours.size()]; }
 std::string dash(size_t i) { return kDashes[i / kColours.size() % kDashes.size()]; }
@@ -116,7 +117,18 @@ std::string open_svg(double width, double height, const std::string& title, cons
 
 std::string clipped(const std::string& words, double width) {
   const size_t most = size_t(std::max(4.0, width / kLetter));
-  return words.size() <= most ? words : words.substr(0, most - 2) + "..";
+  if (words.size() <= most) return words;
+  size_t end = most - 2;
+  while (end > 0 && (static_cast<unsigned char>(words[end]) & 0xC0) == 0x80) --end;  // whole UTF-8 characters
+  return words.substr(0, end) + "..";
+}
+
+// The width that the longest of the names takes.
+template <class Named>
+double width_of_names(const std::vector<Named>& named, double least) {
+  size_t longest = 0;
+  for (const Named& one : named) longest = std::max(longest, one.name.size());
+  return std::clamp(kLetter * double(longest + 1), least, kMostNames);
 }
 
 struct Extent {
@@ -163,8 +175,10 @@ std::string draw_series(const ChartSeries& series, size_t index, const Ruler& x,
         marks += line(px - 4, y.place(end), px + 4, y.place(end), style);
     }
     marks += marker(index, px, py);
+    const bool flip = px + kLetter * double(point.label.size()) > kLeft + kPlotWidth;  // stays inside
     if (!point.label.empty())
-      marks += text(px + 8, py - 6, "start", point.label, "font-size=\"11\" fill=\"#333\"");
+      marks += text(flip ? px - 8 : px + 8, py - 6, flip ? "end" : "start", point.label,
+                    "font-size=\"11\" fill=\"#333\"");
   }
   if (!series.line || path.empty()) return marks;
   const std::string dashes = dash(index).empty() ? "" : fmt::format(" stroke-dasharray=\"{}\"", dash(index));
@@ -215,13 +229,14 @@ std::string draw(const XyChart& chart) {
       for (const double y : {point.y, point.low, point.high}) up.add(y, chart.y.scale);
     }
   for (const ChartLevel& level : chart.levels) up.add(level.y, chart.y.scale);
-  const double right = kWidth - kLegend, bottom = kHeight - kBottom;
+  const double names = width_of_names(chart.levels, width_of_names(chart.series, kLeastNames)),
+               right = kLeft + kPlotWidth, width = right + kLegendMark + names, bottom = kHeight - kBottom;
   const Ruler x(chart.x, across.low, across.high, kLeft, right, 6),
       y(chart.y, up.low, up.high, bottom, kTop, 6);
-  std::string svg = open_svg(kWidth, kHeight, chart.title, chart.description) + draw_axes(chart, x, y, right);
+  std::string svg = open_svg(width, kHeight, chart.title, chart.description) + draw_axes(chart, x, y, right);
   double legend = kTop + 12;
   const auto name = [&](const std::string& words) {
-    svg += text(right + 34, legend + 4, "start", clipped(words, kLegend - 36));
+    svg += text(right + kLegendMark, legend + 4, "start", clipped(words, names));
     legend += 20;
   };
   for (size_t i = 0; i < chart.series.size(); ++i) {
@@ -250,17 +265,17 @@ std::string draw(const BarChart& chart) {
     if (std::isfinite(bar.value))
       for (const double value : {bar.value, bar.low, bar.high}) extent.add(value, chart.value.scale);
   const double height = kTop + kBarRow * double(chart.bars.size()) + kBottom, bottom = height - kBottom,
-               right = kWidth - kValueWidth;
-  const Ruler ruler(chart.value, extent.low, extent.high, kNameWidth, right, 6);
-  std::string svg = open_svg(kWidth, height, chart.title, chart.description);
+               left = 12.0 + width_of_names(chart.bars, kLeastNames), right = left + kPlotWidth * 0.8;
+  const Ruler ruler(chart.value, extent.low, extent.high, left, right, 6);
+  std::string svg = open_svg(right + kValueWidth, height, chart.title, chart.description);
   for (const double tick : ruler.ticks()) {
     svg += line(ruler.place(tick), kTop, ruler.place(tick), bottom, "stroke=\"#ddd\"");
     svg += text(ruler.place(tick), bottom + 18, "middle", number_text(tick));
   }
-  const double start = dots ? kNameWidth : place_or_zero(ruler, 0.0);
+  const double start = dots ? left : place_or_zero(ruler, 0.0);
   double y = kTop + kBarRow / 2;
   for (const ChartBar& bar : chart.bars) {
-    svg += text(kNameWidth - 8, y + 4, "end", clipped(bar.name, kNameWidth - 12));
+    svg += text(left - 8, y + 4, "end", clipped(bar.name, left - 12.0));
     const bool measured = ruler.shows(bar.value);
     svg += text(right + 10, y + 4, "start", measured ? bar.text : "-");
     if (measured && dots) svg += marker(0, ruler.place(bar.value), y);
@@ -277,8 +292,8 @@ std::string draw(const BarChart& chart) {
     }
     y += kBarRow;
   }
-  svg += line(kNameWidth, kTop, kNameWidth, bottom, "stroke=\"#444\"");
-  svg += text((kNameWidth + right) / 2, height - 14, "middle", chart.value.title);
+  svg += line(left, kTop, left, bottom, "stroke=\"#444\"");
+  svg += text((left + right) / 2, height - 14, "middle", chart.value.title);
   return svg + "</svg>\n";
 }
 

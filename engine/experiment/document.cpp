@@ -22,16 +22,19 @@ caption { text-align: left; padding-bottom: .3rem; color: #333; }
 th, td { padding: .25rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
 th { vertical-align: bottom; border-bottom: 2px solid #444; font-weight: 600; max-width: 7.5rem; }
 th.words, td.words { text-align: left; }
+td.words { overflow-wrap: anywhere; }
 td span { display: block; color: #555; font-size: 11px; white-space: nowrap; }
 figure { margin: 1rem 0; }
 figcaption { color: #333; font-size: 13px; max-width: 52rem; }
 svg { max-width: 100%; height: auto; }
+@page { size: A4 landscape; margin: 12mm; }
 @media print {
   body { margin: 0; max-width: none; padding: 0; font-size: 11px; }
   table { font-size: 9.5px; }
   td span { font-size: 8.5px; }
   th, td { padding: .15rem .35rem; }
   .wide { overflow: visible; }
+  svg { max-height: 78mm; width: auto; }
   figure, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
 }

@@ -55,6 +55,17 @@ Picture mse_picture(const Json& report) {
   return {"Test MSE: mean and range over seeds; less is better.", chart.bars.empty() ? "" : draw(chart)};
 }
 
+// What tells a member from others of its series: the axes of a sweep but the quantizer's kind, or its name.
+std::string point_label(const Json& group) {
+  const std::string& name = group.at("name").as_string();
+  if (name.find('=') == name.npos) return name;
+  std::string label;
+  for (const Json& text : group.at("overrides").items())
+    if (const std::string& key = text.as_string(); !key.starts_with("quantizer.kind="))
+      label += fmt::format("{}{}", label.empty() ? "" : ", ", key.substr(key.rfind('.', key.find('=')) + 1));
+  return label;
+}
+
 // One series for each kind of quantizer, plain autoencoders as lines across.
 Picture rate_distortion_picture(const Json& report) {
   XyChart chart{.title = "Rate and distortion",
@@ -76,7 +87,7 @@ Picture rate_distortion_picture(const Json& report) {
     auto it = std::find_if(chart.series.begin(), chart.series.end(),
                            [&](const ChartSeries& s) { return s.name == kind; });
     if (it == chart.series.end()) it = chart.series.insert(it, {kind, {}, true});
-    it->points.push_back({bits.mean, mse.mean, mse.low, mse.high, group.at("name").as_string()});
+    it->points.push_back({bits.mean, mse.mean, mse.low, mse.high, point_label(group)});
     rates.insert({figure_of(group, "bits_per_image_nominal").mean, bits.mean});
   }
   if (rates.size() < 2) return {};
@@ -123,9 +134,9 @@ Picture asked_picture(const ChartAxes& axes, const Json& report) {
     if (x.count == 0 || y.count == 0) continue;
     std::string name;
     for (const Json& text : group.at("overrides").items())
-      if (!joined || !text.as_string().starts_with(axes.x + "="))
-        name += (name.empty() ? "" : ", ") + text.as_string();
-    if (name.empty()) name = joined ? axes.y : group.at("name").as_string();
+      if (!text.as_string().starts_with(axes.x + "=")) name += (name.empty() ? "" : ", ") + text.as_string();
+    if (name.empty()) name = axes.y;
+    if (!joined) name = group.at("name").as_string();
     auto it = std::find_if(chart.series.begin(), chart.series.end(),
                            [&](const ChartSeries& s) { return s.name == name; });
     if (it == chart.series.end()) it = chart.series.insert(it, {name, {}, joined});
