@@ -1,18 +1,18 @@
 #include "training.hpp"
 
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
+#include <fstream>
 
 #include "checkpoint.hpp"
 #include "data/labels.hpp"
 #include "environment.hpp"
 #include "io/file.hpp"
 #include "pictures.hpp"
+#include "stop_signals.hpp"
 #include "trust.hpp"
 
 namespace vqlab {
@@ -25,33 +25,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-volatile std::sig_atomic_t caught_signal = 0;
-
-// While it lives, the first SIGINT or SIGTERM asks for a clean stop, the second ends the process at once.
-class StopSignals {
- public:
-  StopSignals() {
-    caught_signal = 0;
-    struct sigaction action {};
-    action.sa_flags = SA_RESTART;
-    action.sa_handler = [](int signal) {
-      if (caught_signal) _exit(128 + signal);
-      caught_signal = signal;
-    };
-    sigaction(SIGINT, &action, &interrupt_);
-    sigaction(SIGTERM, &action, &terminate_);
-  }
-  ~StopSignals() {
-    sigaction(SIGINT, &interrupt_, nullptr);
-    sigaction(SIGTERM, &terminate_, nullptr);
-  }
-  static int caught() { return caught_signal; }
-
- private:
-  struct sigaction interrupt_ {
-  }, terminate_{};
-};
 
 // The state of one call of train().
 class Training {
@@ -78,6 +51,7 @@ class Training {
   bool epoch_ends() const { return trainer_->steps_done() % trainer_->steps_per_epoch() == 0; }
   bool evaluation_due(int64_t epoch) const;
   double images_per_second() const;
+  double logged_seconds() const;
 
   TrainObserver& observer_;
   const Clock::time_point start_ = Clock::now();
@@ -95,6 +69,7 @@ class Training {
   bool newest_is_best_ = false;
   int64_t saved_step_ = -1, first_step_ = 0;
   double step_seconds_ = 0.0;
+  double earlier_seconds_ = 0.0;  // of steps in earlier calls
   TrainResult result_;
 };
 
@@ -194,6 +169,7 @@ void Training::open_existing() {
   first_step_ = saved_step_ = progress_.step;
   result_.weights_sha256 = checkpoint.weights_sha256();
   metrics_ = std::make_unique<AppendFile>(options_.run + "/metrics.jsonl", progress_.metrics_bytes);
+  earlier_seconds_ = logged_seconds();
   observer_.note(fmt::format("resumed at step {} from {}", progress_.step, checkpoint.directory()));
 }
 
@@ -314,7 +290,25 @@ void Training::log(const StepReport& r) {
     line["replaced"] = r.replaced;
   }
   line["images_per_second"] = images_per_second();
+  line["seconds"] = earlier_seconds_ + step_seconds_;
   metrics_->write_line(line.dump());
+}
+
+// The seconds of the last step line, and those that the steps after it will have taken. A line that cannot be
+// read is not worth a run that cannot be resumed.
+double Training::logged_seconds() const {
+  double seconds = 0.0;
+  std::ifstream file(options_.run + "/metrics.jsonl");
+  for (std::string text; std::getline(file, text);) try {
+      const Json line = parse_json(text, options_.run + "/metrics.jsonl");
+      if (line.find("seconds") == nullptr) continue;
+      const int64_t images = (progress_.step - line.at("step").as_integer()) * config_.train.batch_size;
+      const double speed = line.at("images_per_second").as_number();
+      seconds = line.at("seconds").as_number() + (speed > 0.0 ? double(images) / speed : 0.0);
+    } catch (const Error&) {
+      continue;
+    }
+  return seconds;
 }
 
 bool Training::evaluation_due(int64_t epoch) const {
