@@ -208,7 +208,7 @@ void fit_logistic(LogisticProblem& problem, const std::vector<int32_t>& labels, 
   parameters.m = 10;
   parameters.epsilon = 1e-4;
   parameters.past = 5;
-  parameters.delta = 1e-5;
+  parameters.delta = 1e-4;
   double value = 0.0;
   const int status = lbfgs(n, x.data(), &value, evaluate_objective, nullptr, &objective, &parameters);
   constexpr std::array kEnds = {int(LBFGS_SUCCESS),
@@ -236,38 +236,38 @@ std::vector<int32_t> largest_logits(const std::vector<float>& logits, int64_t cl
 LogisticFit fit_with_chosen_l2(const Runtime& runtime, const FeatureMatrix& features,
                                const std::vector<int32_t>& labels, int64_t classes, uint64_t seed) {
   constexpr int64_t kFewLabels = 2000, kFolds = 5, kLargeFolds = 10;
-  constexpr int kStrengths = 11, kWorseBeforeStop = 2;
+  constexpr int kStrengths = 9, kWorseBeforeStop = 2;
   LogisticProblem problem(runtime, features, classes);
   const int64_t labelled =
       std::count_if(labels.begin(), labels.end(), [](int32_t label) { return label >= 0; });
   const bool few = labelled <= kFewLabels;
   const int64_t parts = few ? kFolds : kLargeFolds, folds = few ? kFolds : 1;
+  // More labels need less of it.
+  const double strongest = few ? 10.0 : 0.1;
+  const auto l2_of = [&](int i) { return strongest * std::pow(10.0, -0.5 * double(i)); };
   const Permutation order({.seed = seed, .use = RandomUse::labels, .tensor = 1}, labels.size());
-  const auto l2_of = [](int i) { return std::pow(10.0, -0.5 * double(i)); };
 
   std::vector<double> scores(kStrengths, 0.0);
-  int tried = kStrengths;
+  std::vector<LinearModel> models;  // of the last fold, by strength
   for (int64_t fold = 0; fold < folds; ++fold) {
     std::vector<int32_t> fitted = labels, held_out = labels;
     for (size_t i = 0; i < labels.size(); ++i)
       (int64_t(order(i)) % parts == fold ? fitted : held_out)[i] = -1;
     LinearModel model(classes, features.dims);  // each fit starts from the stronger penalty's
+    models.clear();
     double best = 0.0;
-    int worse = 0;
-    for (int i = 0; i < tried; ++i) {
+    for (int i = 0, worse = 0; i < kStrengths && (few || worse < kWorseBeforeStop); ++i) {
       fit_logistic(problem, fitted, l2_of(i), model);
+      models.push_back(model);
       const double score = accuracy(problem.logits(model), classes, held_out);
       scores[size_t(i)] += score / double(folds);
       worse = score > best ? 0 : worse + 1;
       best = std::max(best, score);
-      if (!few && worse == kWorseBeforeStop) tried = i + 1;
     }
   }
-  const int chosen = int(std::max_element(scores.begin(), scores.end()) - scores.begin());
-  LogisticFit fit{.model = LinearModel(classes, features.dims),
-                  .l2 = l2_of(chosen),
-                  .held_out_accuracy = scores[size_t(chosen)]};
-  for (int i = 0; i <= chosen; i += 2) fit_logistic(problem, labels, l2_of(i), fit.model);
+  const auto chosen = std::max_element(scores.begin(), scores.end()) - scores.begin();
+  LogisticFit fit{
+      .model = models[size_t(chosen)], .l2 = l2_of(int(chosen)), .held_out_accuracy = scores[size_t(chosen)]};
   fit_logistic(problem, labels, fit.l2, fit.model);
   return fit;
 }

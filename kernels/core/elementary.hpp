@@ -26,8 +26,21 @@ VQ_HOST_DEVICE inline double portable_exp(double x) {
   x = x < -kLimit ? -kLimit : x > kLimit ? kLimit : x;
   const double k = floor(x * kLog2E + 0.5);
   const double r = (x - k * kLn2High) - k * kLn2Low;
-  double series = 1.0;
-  for (int i = 13; i >= 1; --i) series = 1.0 + series * r / double(i);
+  constexpr double k2 = 1.0 / 2, k3 = k2 / 3, k4 = k3 / 4, k5 = k4 / 5, k6 = k5 / 6, k7 = k6 / 7, k8 = k7 / 8,
+                   k9 = k8 / 9, k10 = k9 / 10, k11 = k10 / 11, k12 = k11 / 12, k13 = k12 / 13;
+  double series = k13 * r + k12;
+  series = series * r + k11;
+  series = series * r + k10;
+  series = series * r + k9;
+  series = series * r + k8;
+  series = series * r + k7;
+  series = series * r + k6;
+  series = series * r + k5;
+  series = series * r + k4;
+  series = series * r + k3;
+  series = series * r + k2;
+  series = series * r + 1.0;
+  series = series * r + 1.0;
   return series * power_of_two(int(k));
 }
 
@@ -45,7 +58,7 @@ VQ_HOST_DEVICE inline double portable_log(double x) {
   }
   const double s = (m - 1.0) / (m + 1.0), square = s * s;
   double series = 0.0;
-  for (int i = 21; i >= 1; i -= 2) series = 1.0 / double(i) + series * square;
+  for (int i = 21; i >= 1; i -= 2) series = series * square + 1.0 / double(i);
   return double(k) * kLn2 + 2.0 * s * series;
 }
 
