@@ -85,6 +85,13 @@ void ParameterStore::initialise(uint64_t seed, const Runtime& runtime) {
   if (decayed_) upload(decayed_, decays);
 }
 
+ParameterStore::Id ParameterStore::find(std::string_view name) const {
+  const auto found = std::find_if(parameters_.begin(), parameters_.end(),
+                                  [=](const Parameter& p) { return p.name == name; });
+  VQ_REQUIRE(found != parameters_.end(), "no parameter is called {}", name);
+  return Id(found - parameters_.begin());
+}
+
 View<float> ParameterStore::buffer(Id id) const {
   return {buffer_values_ ? buffer_values_.data + buffers_[id].offset : nullptr, {buffers_[id].size}};
 }

@@ -43,6 +43,8 @@ class ParameterStore {
   // Draws the initial weights, keyed by (seed, number of the parameter), and sets the buffers.
   void initialise(uint64_t seed, const Runtime& runtime);
 
+  // By name, which must be there.
+  Id find(std::string_view name) const;
   View<float> weight(Id id) const { return part(weights_, id); }
   View<float> gradient(Id id) const { return part(gradients_, id); }
   View<float> moment1(Id id) const { return part(moments1_, id); }

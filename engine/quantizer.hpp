@@ -53,6 +53,8 @@ class Quantizer {
   // quantized.value from codes that the caller has written into codes().
   virtual void decode(Stream) {}
 
+  // Whether training starts from latents of mean 0 and a known deviation in each dimension.
+  virtual bool starts_centred() const { return false; }
   // 0 for the plain autoencoder, which has no codes.
   virtual int64_t codebook_size() const { return 0; }
   // Whether the nearest code is looked up in a codebook.

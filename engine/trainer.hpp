@@ -75,6 +75,7 @@ class Trainer {
   void update();             // 9
   void record();             // 10
 
+  void centre_initial_latents();
   bool graph_is_due();
   int64_t epoch() const { return step_ / steps_per_epoch(); }
   int64_t first_index() const { return step_ % steps_per_epoch() * config_.train.batch_size; }

@@ -48,7 +48,7 @@ TEST_CASE("cli: inspect says why there is no codebook", "[cli][bad-input]") {
   CHECK(plain.exit_code == 0);
   CHECK(plain.out.find("codebook: none: the model is a plain autoencoder") != std::string::npos);
   require_failure(run_vqlab("inspect " + (desk / "plain") + " -o " + (desk / "p")), 2,
-                  "inspect -o needs codes", "use a run with quantizer.kind");
+                  "inspect -o needs codes", "use a run of another quantizer.kind");
   CHECK(!std::filesystem::exists(desk / "p"));
   const std::string first = "inspect " + (desk / "run") + " --checkpoint step-00000000";
   CHECK(json_of(run_vqlab(first + " --json")).at("codebook_missing").as_string() ==

@@ -46,6 +46,8 @@ class FsqQuantizer : public Quantizer {
   }
 
   int64_t codebook_size() const override { return grid_.K; }
+  // Else some dimensions start with all latents on one level, and many codes are never used.
+  bool starts_centred() const override { return true; }
   bool looks_up() const override { return false; }
   View<int32_t> codes() const override { return codes_; }
   View<const float> codebook() const override { return codebook_; }
