@@ -19,9 +19,10 @@ class Silent : public TrainObserver {
     mse.push_back(e.mse);
     is_best.push_back(best);
     used = e.usage.used;
+    accuracy.push_back(e.accuracy);
   }
   std::vector<std::string> warnings;
-  std::vector<double> mse;
+  std::vector<double> mse, accuracy;
   std::vector<bool> is_best;
   int64_t used = 0;
 };

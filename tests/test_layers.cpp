@@ -39,9 +39,33 @@ const std::vector<LayerCase>& layers() {
        [](ParameterStore& p) -> std::unique_ptr<Layer> {
          return std::make_unique<ConvTranspose>(p, "c", kHalve, 3, 2, Activation::relu);
        }},
+      {"BatchNorm",
+       [](ParameterStore& p) -> std::unique_ptr<Layer> {
+         return std::make_unique<BatchNorm>(p, "n", 3, Activation::none);
+       }},
+      {"BatchNorm with ReLU",
+       [](ParameterStore& p) -> std::unique_ptr<Layer> {
+         return std::make_unique<BatchNorm>(p, "n", 3, Activation::relu);
+       }},
+      {"Dropout",
+       [](ParameterStore&) -> std::unique_ptr<Layer> { return std::make_unique<Dropout>(0.4, 5, 0); }},
       {"ReLU", [](ParameterStore&) -> std::unique_ptr<Layer> { return std::make_unique<ReLU>(); }},
       {"Residual",
        [](ParameterStore& p) -> std::unique_ptr<Layer> { return std::make_unique<Residual>(p, "r", 3, 4); }},
+      {"Residual with BatchNorm",
+       [](ParameterStore& p) -> std::unique_ptr<Layer> {
+         return std::make_unique<Residual>(p, "r", 3, 4, Precision::fp32, true);
+       }},
+      {"Sequential with Dropout and BatchNorm",
+       [](ParameterStore& p) -> std::unique_ptr<Layer> {
+         auto s = std::make_unique<Sequential>();
+         add_conv(*s, p, "a", "n", kSame, 3, 4, Activation::relu, Precision::fp32, true);
+         s->add<Dropout>(0.3, uint64_t(5), 1u);
+         s->add<Conv>(p, "b", kSame, 4, 4, Activation::relu);
+         s->add<Dropout>(0.3, uint64_t(5), 2u);
+         s->add<Conv>(p, "c", ConvGeometry{.kernel = 1}, 4, 2, Activation::none);
+         return s;
+       }},
       {"Sequential",
        [](ParameterStore& p) -> std::unique_ptr<Layer> {
          auto s = std::make_unique<Sequential>();
@@ -78,7 +102,7 @@ class Rig {
     const std::vector<float> kept(w.data, w.data + w.size());
     for (int64_t i = 0; i < w.size(); ++i) w.data[i] += float(h * double(dw[size_t(i)]));
     for (size_t i = 0; i < x_.size(); ++i) input_.value.data[i] = x_[i] + float(h * double(dx[i]));
-    layer_->forward(Stream{});
+    layer_->forward(Pass(Stream{}, View<const StepState>(&step_, {1})));
     std::copy(kept.begin(), kept.end(), w.data);
     double total = 0.0;
     for (size_t i = 0; i < loss_weights_.size(); ++i)
@@ -119,6 +143,7 @@ class Rig {
 
  private:
   Runtime runtime_{"cpu", 0};
+  const StepState step_{.step = 3};
   ParameterStore parameters_;
   std::unique_ptr<Layer> layer_;
   Arena arena_{Device::cpu};
