@@ -117,16 +117,17 @@ void check_every_config() {
   int configs = 0;
   for (const Precision precision : kPrecisions)
     for (const Config& config : shipped_configs(precision)) {
+      const std::vector<std::string> expected = expected_table(config.name, precision);
+      if (expected.empty()) continue;  // much the same convolutions; a table takes seconds
       ++configs;
       const std::vector<std::string> lines = table_of(config);
       fmt::print("== {}, {}\n", config.name, precision_name(precision));
       for (const std::string& line : lines) fmt::print("{}\n", line);
       if (!comparable) continue;
-      const std::vector<std::string> expected = expected_table(config.name, precision);
       CHECK(lines.size() == expected.size());
       for (size_t i = 0; i < std::min(lines.size(), expected.size()); ++i) CHECK(lines[i] == expected[i]);
     }
-  CHECK(configs >= 3);
+  CHECK(configs == 6);
 }
 
 std::vector<ConvProblem> three_problems(const View<const float>& input, int64_t output_channels,
@@ -344,7 +345,7 @@ TEST_CASE("cudnn: a choice that cannot be made is an error that names it", "[cud
   with_cudnn(check_choice_that_cannot_be);
 }
 
-TEST_CASE("cudnn: the plan of every convolution of every config, on three cards", "[cudnn-plans]") {
+TEST_CASE("cudnn: the plan of every convolution of two configs, on three cards", "[cudnn-plans]") {
   with_cudnn(check_every_config);
 }
 
