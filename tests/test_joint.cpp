@@ -3,6 +3,7 @@
 
 #include "engine/data/labels.hpp"
 #include "engine/inference.hpp"
+#include "engine/io/file.hpp"
 #include "expect_error.hpp"
 #include "lab.hpp"
 
@@ -131,11 +132,12 @@ TEST_CASE("joint: a run starts from what fits of another", "[unit]") {
   lab.train("second", {"loss.classifier_weight=1", "train.start_from=" + lab.run("first")}, 0);
   CHECK(tensor(lab, "second", "last", "encoder.conv1.weight") ==
         tensor(lab, "first", "last", "encoder.conv1.weight"));
-  require_error(ErrorKind::usage, "no tensor of the run fits",
-                Checkpoint(lab.run("first"), "last").directory(), [&] {
-                  lab.train("third", {"model.hidden=6", "model.residual_hidden=3", "quantizer.dim=3",
-                                      "model.residual_blocks=2", "train.start_from=" + lab.run("first")});
-                });
+  require_error(
+      ErrorKind::usage, "no tensor of the run fits", Checkpoint(lab.run("first"), "last").directory(), [&] {
+        lab.train("third",
+                  {"model.hidden=6", "model.residual_hidden=3", "quantizer.dim=3", "model.downsampling=2",
+                   "model.residual_blocks=2", "train.start_from=" + lab.run("first")});
+      });
   CHECK_THROWS_AS(lab.train("fourth", {"train.start_from=" + lab.data()}), Error);
 }
 
@@ -164,7 +166,7 @@ TEST_CASE("joint: settings that do not go together are refused", "[bad-input]") 
   const std::vector<std::string> joint = {"loss.classifier_weight=1"};
   Lab lab;
   require_error(ErrorKind::usage, "more than there are of class", "labels",
-                [&] { lab.train("a", with(joint, {"data.labels=60"})); });
+                [&] { lab.train("a", with(joint, {"data.labels=70"})); });
   for (const char* set : {"classifier.dropout=1", "classifier.label_smoothing=-0.1", "data.mixup=5",
                           "train.weight_average=1", "train.weight_decay=-1", "model.norm=layer"})
     CHECK_THROWS_AS(parse_config(tiny_config("x"), "tiny", with(joint, {set})), Error);
