@@ -326,7 +326,11 @@ int64_t Checkpoint::start(Model& model, const Runtime& runtime) const {
   for (size_t id = 0; id < store.parameters().size(); ++id) {
     const Parameter& p = store.parameters()[id];
     const TensorInfo* info = model_->find(p.name);
-    if (info == nullptr || info->shape != file_shape(p)) continue;
+    if (info == nullptr || info->shape != file_shape(p)) {
+      if (!p.name.starts_with("encoder.")) continue;
+      throw Error(ErrorKind::usage, fmt::format("{} of the run does not fit the configured model", p.name),
+                  "start from a run with the same [model]", directory_);
+    }
     const std::vector<float> values = to_memory_order(p, model_->floats(p.name).data());
     upload_now(store.weight(id), values, runtime);
     if (store.averages()) upload_now(store.average(id), values, runtime);
@@ -339,9 +343,6 @@ int64_t Checkpoint::start(Model& model, const Runtime& runtime) const {
     upload_now(store.buffer(id), model_->floats(buffer.name), runtime);
     ++fitting;
   }
-  if (fitting == 0)
-    throw Error(ErrorKind::usage, "no tensor of the run fits the configured model",
-                "start from a run with the same [model]", directory_);
   return fitting;
 }
 

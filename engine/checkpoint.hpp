@@ -66,7 +66,7 @@ class Checkpoint {
 
   // What fits of the weights and buffers, by name and shape, into a model that is about to be trained; the
   // rest keeps its initial values, and so do the optimiser and the quantizer. Returns how many tensors.
-  // Throws Error(usage) if none fits.
+  // Throws Error(usage) if one of the encoder does not fit.
   int64_t start(Model& model, const Runtime& runtime) const;
 
   // Into a model of the same configuration that has been allocated. Throws Error(checkpoint) naming a missing

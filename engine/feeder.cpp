@@ -15,10 +15,7 @@ Feeder::Feeder(const Runtime& runtime, int64_t batch, const ImageSet& set)
   plan();
   slab_.allocate(runtime);
   plan();
-  for (Slot& slot : slots_) {
-    slot.uploaded = Event(runtime);
-    slot.labels_uploaded = Event(runtime);
-  }
+  for (Slot& slot : slots_) slot.uploaded = Event(runtime);
 }
 
 void Feeder::pick(const ImageRange& range, uint64_t seed, int64_t epoch, int64_t first) {
@@ -35,7 +32,6 @@ void Feeder::pick_in_order(const ImageRange& range, int64_t first) {
 void Feeder::fill(const ImageSet& set) {
   slot_ = 1 - slot_;
   slots_[slot_].uploaded.wait();
-  slots_[slot_].labels_uploaded.wait();
   uint8_t* images = slots_[slot_].images.data;
   int32_t* labels = slots_[slot_].labels.data;
   for (size_t i = 0; i < picked_.size(); ++i) {
@@ -53,7 +49,7 @@ void Feeder::upload(Model& model) {
   slot.uploaded.hold(runtime_.compute());
   if (const Classifier* classifier = model.classifier()) {
     runtime_.upload(classifier->labels().data, slot.labels.data, slot.labels.bytes(), runtime_.compute());
-    slot.labels_uploaded.record(runtime_.compute());
+    slot.uploaded.record(runtime_.compute());  // which has waited for the images
   }
 }
 

@@ -46,7 +46,7 @@ class Feeder {
   struct Slot {
     View<uint8_t> images;
     View<int32_t> labels;
-    Event uploaded, labels_uploaded;
+    Event uploaded;  // images and labels
   };
   std::array<Slot, 2> slots_;  // one is filled while the other is being copied
   size_t slot_ = 0;

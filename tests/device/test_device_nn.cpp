@@ -25,10 +25,22 @@ std::vector<double> numbers(const OptimizerState& s) {
 
 std::vector<double> numbers(const StepMetrics& m) {
   const CodebookHealth& h = m.health;
-  return {double(m.step),     m.learning_rate,    m.reconstruction, m.error,
-          m.squared_norm,     double(m.poisoned), m.distance,       double(m.first_bad_row),
-          double(m.replaced), double(h.used),     double(h.dead),   h.perplexity,
-          h.mean_age,         h.mean_norm,        h.drift};
+  return {double(m.step),
+          m.learning_rate,
+          m.reconstruction,
+          m.error,
+          m.classification,
+          m.squared_norm,
+          double(m.poisoned),
+          m.distance,
+          double(m.first_bad_row),
+          double(m.replaced),
+          double(h.used),
+          double(h.dead),
+          h.perplexity,
+          h.mean_age,
+          h.mean_norm,
+          h.drift};
 }
 
 }  // namespace
@@ -342,6 +354,7 @@ TEST_CASE("device: a step's metrics go to their place in the ring", "[kernels]")
       auto ring = place.array(std::vector<StepMetrics>(3));
       auto value = [&](float x) { return place.array(std::vector<float>{x}, 1); };
       auto count = [&](int32_t x) { return place.array(std::vector<int32_t>{x}, 1); };
+      auto classification = value(4.5f);
       auto loss = value(1.5f), error = value(2.5f), norm = value(3.5f), distance = value(kInf);
       auto poisoned = count(1), bad_row = count(77), replaced = count(5);
       auto health = place.array(std::vector<CodebookHealth>{{3, 4, 2.0f, 1.5f, 0.5f, 0.25f}});
@@ -351,6 +364,7 @@ TEST_CASE("device: a step's metrics go to their place in the ring", "[kernels]")
                         .state = state.view(),
                         .reconstruction = loss.view(),
                         .error = error.view(),
+                        .classification = {},
                         .squared_norm = norm.view(),
                         .poisoned = poisoned.view(),
                         .distance = {},
@@ -359,6 +373,7 @@ TEST_CASE("device: a step's metrics go to their place in the ring", "[kernels]")
                         .health = {}};
         if (quantizer) op.distance = distance.view(), op.first_bad_row = bad_row.view();
         if (quantizer && step == 4) op.replaced = replaced.view(), op.health = health.view();
+        if (step > 0) op.classification = classification.view();
         run(op, place.stream());
         place.wait();
       }

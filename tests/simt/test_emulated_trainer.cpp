@@ -32,6 +32,15 @@ Trace trace(const Runtime& runtime, const Config& config, const ImageSet& set, i
   return result;
 }
 
+// Everything that a run with labels may use.
+const std::vector<std::string>& joint_overrides() {
+  static const std::vector<std::string> overrides = {
+      "loss.classifier_weight=1",       "classifier.classes=10",   "classifier.hidden=16",
+      "classifier.label_smoothing=0.1", "model.norm=batch",        "data.mixup=0.4",
+      "train.weight_decay=0.01",        "train.weight_average=0.9"};
+  return overrides;
+}
+
 }  // namespace
 
 // tiny_config: hidden 8, K = 16, D = 4, batches of 8.
@@ -75,18 +84,21 @@ TEST_CASE("trainer: five steps of every quantizer and gradient have the bits of 
   }
 }
 
-namespace {
-
-// A net with both heads, and all that a run can have beside it.
-Config joint_config(const char* norm, const char* decoder) {
-  return parse_config(
-      tiny_config("d"), "tiny",
-      {"loss.classifier_weight=1", "classifier.classes=10", "classifier.hidden=12", "classifier.dropout=0.3",
-       "classifier.label_smoothing=0.1", "data.mixup=0.4", "data.flip=true", "data.shift=1",
-       "train.weight_average=0.9", "train.weight_decay=0.01", "train.schedule=cosine", "train.warmup_steps=2",
-       "quantizer.restart_every=2", std::string("model.norm=") + norm,
-       std::string("loss.reconstruction_weight=") + decoder});
+TEST_CASE("trainer: with labels five steps have the bits of the CPU", "[emulated]") {
+  ImageSet set = synthetic_images(24, 8, 8, 1, 1);
+  for (size_t i = 0; i < 24; i += 2) set.labels[i] = -1;
+  for (const char* more : {"loss.reconstruction_weight=1", "loss.reconstruction_weight=0"}) {
+    INFO(more);
+    std::vector<std::string> overrides = joint_overrides();
+    overrides.push_back(more);
+    const Config config = parse_config(tiny_config("d"), "tiny", overrides);
+    const Runtime cpu("cpu", 2);
+    const Trace expected = trace(cpu, config, set, 5);
+    for_few_schedules([&] { CHECK(trace(device_runtime(), config, set, 5) == expected); });
+  }
 }
+
+namespace {
 
 // The averages, the layers' statistics and the classifier's losses too, after an evaluation on the way.
 std::vector<std::vector<float>> joint_trace(const Runtime& runtime, const Config& config, const ImageSet& set,
@@ -117,12 +129,16 @@ std::vector<std::vector<float>> joint_trace(const Runtime& runtime, const Config
 }  // namespace
 
 // Some images have no label; k-means is in the third step.
-TEST_CASE("trainer: steps of a joint net have the bits of the CPU, eager and as a graph", "[emulated]") {
+TEST_CASE("trainer: what a net with labels keeps has the bits of the CPU, also as a graph", "[emulated]") {
   ImageSet set = synthetic_images(24, 8, 8, 1, 1);
   for (size_t i = 0; i < 24; i += 5) set.labels[i] = -1;
-  for (const auto& [norm, decoder] :
-       {std::array<const char*, 2>{"batch", "1"}, {"batch_encoder", "1"}, {"batch_encoder", "0"}}) {
-    const Config config = joint_config(norm, decoder);
+  for (const auto& [norm, decoder] : {std::array<const char*, 2>{"batch", "1"}, {"batch_encoder", "0"}}) {
+    std::vector<std::string> overrides = joint_overrides();
+    for (const std::string& more :
+         {std::string("data.flip=true"), std::string("data.shift=1"), std::string("train.schedule=cosine"),
+          std::string("model.norm=") + norm, std::string("loss.reconstruction_weight=") + decoder})
+      overrides.push_back(more);
+    const Config config = parse_config(tiny_config("d"), "tiny", overrides);
     const Runtime cpu("cpu", 2);
     const auto expected = joint_trace(cpu, config, set, 7, false);
     CHECK(expected[1].size() == 28);
@@ -211,8 +227,10 @@ Config graph_config(const std::vector<std::string>& more = {}) {
 // With restarts, flips, k-means on the way and a learning rate that changes in each step.
 TEST_CASE("trainer: as a graph the step has the bits of the eager step", "[emulated][streams]") {
   const ImageSet set = synthetic_images(24, 8, 8, 3, 1);
-  for (const char* kind : {"vq_ema", "vq_loss", "vq_cosine", "fsq", "none"}) {
-    const Config config = graph_config({std::string("quantizer.kind=") + kind});
+  for (const char* kind : {"vq_ema", "vq_loss", "vq_cosine", "fsq", "none", "with labels"}) {
+    const Config config =
+        graph_config(kind == std::string("with labels") ? joint_overrides()
+                                                        : std::vector{std::string("quantizer.kind=") + kind});
     for_few_schedules([&] {
       INFO(kind);
       const Trace eager = trace_with_evaluation(config, set, 9, false);
@@ -244,11 +262,12 @@ TEST_CASE("trainer: no number that varies by step is kept by the graph", "[emula
 // The host waits for events of uploads two steps ago, which keeps it from running away, and for nothing else.
 TEST_CASE("trainer: a step neither waits for the device nor allocates", "[emulated][streams]") {
   const ImageSet set = synthetic_images(24, 8, 8, 1, 1);
-  for (const bool graph : {false, true}) {
+  for (const auto& [graph, overrides] : std::vector<std::pair<bool, std::vector<std::string>>>{
+           {false, {}}, {true, {}}, {false, joint_overrides()}, {true, joint_overrides()}}) {
     simt::Options options;
     options.order = simt::Order::lazy;
     simt::reset(options);
-    Trainer trainer(graph_config(), device_runtime(), {&set, 0, set.count});
+    Trainer trainer(graph_config(overrides), device_runtime(), {&set, 0, set.count});
     if (graph) trainer.use_graph();
     for (int i = 0; i < 8; ++i) trainer.step();  // k-means, then the capture
     const simt::HostCalls before = simt::host_calls();
