@@ -19,9 +19,11 @@ struct Row {
 };
 
 // The layers' convolutions, each followed by what could be fused to it.
-std::vector<Row> rows_of(const Config& config) {
-  // The shapes of the two data sets; their files need not be here.
+std::vector<Row> rows_of(Config config) {
+  // The shapes and classes of the two data sets; their files need not be here.
+  constexpr int64_t kClasses = 10;
   const ImageShape shape = config.data.kind == "idx" ? ImageShape{28, 28, 1} : ImageShape{32, 32, 3};
+  if (config.classifier.classes == 0) config.classifier.classes = kClasses;
   Model model(config, shape, config.train.batch_size, config.train.batch_size, Mode::training);
   std::vector<Row> rows;
   for (const LayerConvolution& c : model.convolutions(Device::cuda)) {

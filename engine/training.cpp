@@ -74,10 +74,14 @@ class Training {
 };
 
 // The number of classes is the data's, unless the configuration says it.
-TrainOptions with_classes(TrainOptions options, const TrainingData& data) {
-  Config& config = options.config;
+Config with_classes(Config config, const TrainingData& data) {
   if (config.loss.classifier_weight > 0.0 && config.classifier.classes == 0)
     config.classifier.classes = data.classes;
+  return config;
+}
+
+TrainOptions with_classes(TrainOptions options, const TrainingData& data) {
+  options.config = with_classes(std::move(options.config), data);
   return options;
 }
 
@@ -406,7 +410,8 @@ TrainingData load_training_data(const Config& config) {
   return data;
 }
 
-std::vector<std::string> plan_memory(const Config& config, const TrainingData& data, const Runtime& runtime) {
+std::vector<std::string> plan_memory(const Config& given, const TrainingData& data, const Runtime& runtime) {
+  const Config config = with_classes(given, data);
   const ImageShape shape{data.set.height, data.set.width, data.set.channels};
   Model model(config, shape, config.train.batch_size, data.training().count(), Mode::training);
   std::string parts;

@@ -27,7 +27,8 @@ void with_cudnn(void (*check)()) {
 }
 
 // The distinct problems of a training step, each followed by the graphs that could be fused.
-std::vector<ConvProblem> problems_of(const Config& config) {
+std::vector<ConvProblem> problems_of(Config config) {
+  if (config.classifier.classes == 0) config.classifier.classes = 10;  // of both data sets
   const ImageShape shape = config.data.kind == "idx" ? ImageShape{28, 28, 1} : ImageShape{32, 32, 3};
   Model model(config, shape, config.train.batch_size, config.train.batch_size, Mode::training);
   std::vector<ConvProblem> list;

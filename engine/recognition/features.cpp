@@ -91,9 +91,8 @@ class BatchWriter {
   void write_image(std::string_view name, int64_t first, int64_t count, float* to, int64_t dims) const {
     const auto& [height, width, channels] = model_.shape();
     const int64_t size = height * width * channels;
-    const uint8_t* images = range_.set->pixels.data() + (range_.begin + first) * size;
     parallel_for(count, [&, h = height, w = width, c = channels](int64_t i, int) {
-      const uint8_t* image = images + i * size;
+      const uint8_t* image = range_.set->pixels.data() + range_.place(first + i) * size;
       if (name == "hog") return hog(image, h, w, c, to + i * dims);
       for (int64_t p = 0; p < size; ++p) to[i * dims + p] = float(image[p]) / 255.0f;
     });

@@ -52,7 +52,9 @@ void save_head(const RecognitionHead& head, const std::string& path) {
   rename_durably(path + ".tmp", path);
 }
 
-RecognitionHead load_head(const std::string& path, const std::string& weights_sha256) {
+namespace {
+
+RecognitionHead read_head(const std::string& path, const std::string& weights_sha256) {
   constexpr int64_t kMaxBytes = int64_t(1) << 32;
   const Safetensors file(read_file(path, kMaxBytes, ErrorKind::data), path);
   const auto text = [&](const char* key) {
@@ -82,6 +84,17 @@ RecognitionHead load_head(const std::string& path, const std::string& weights_sh
   for (const Json& name : names.items()) head.class_names.push_back(name.as_string());
   head.class_names.resize(size_t(C));
   return head;
+}
+
+}  // namespace
+
+RecognitionHead load_head(const std::string& path, const std::string& weights_sha256) {
+  try {
+    return read_head(path, weights_sha256);
+  } catch (const Error& error) {  // the format's own errors speak of checkpoints
+    if (error.kind() != ErrorKind::checkpoint) throw;
+    throw Error(ErrorKind::data, error.what(), "remove it, and it is fitted again", path);
+  }
 }
 
 std::vector<float> predict(TrainedModel& trained, const RecognitionHead& head, const ImageRange& range) {

@@ -98,6 +98,64 @@ TEST_CASE("trainer: with labels five steps have the bits of the CPU", "[emulated
   }
 }
 
+namespace {
+
+// The averages, the layers' statistics and the classifier's losses too, after an evaluation on the way.
+std::vector<std::vector<float>> joint_trace(const Runtime& runtime, const Config& config, const ImageSet& set,
+                                            int steps, bool graph) {
+  Trainer trainer(config, runtime, {&set, 0, set.count});
+  if (graph) trainer.use_graph();
+  std::vector<std::vector<float>> result(2);
+  for (int i = 0; i < steps; ++i) {
+    trainer.step();
+    if (i != steps / 2) continue;
+    const Evaluation e = evaluate(trainer.model(), runtime, {&set, 0, 12}, 1.0);
+    result[0] = {float(e.accuracy), float(e.labelled)};
+    if (e.has_decoder) result[0].push_back(float(e.mse));
+  }
+  for (const StepMetrics& m : trainer.take_metrics())
+    for (const float value : {m.reconstruction, m.classification, m.distance, m.squared_norm})
+      result[1].push_back(value);
+  const ParameterStore& p = trainer.model().parameters();
+  for (const View<float>& part : {p.weights(), p.averages(), p.moments1(), p.moments2()})
+    result.push_back(to_host(View<const float>(part), runtime));
+  for (size_t id = 0; id < p.buffers().size(); ++id)
+    result.push_back(to_host(View<const float>(p.buffer(id)), runtime));
+  result.push_back(to_host(trainer.model().classifier()->probabilities(), runtime));
+  result.push_back(to_host(trainer.model().quantizer().codebook(), runtime));
+  return result;
+}
+
+}  // namespace
+
+// Some images have no label; k-means is in the third step.
+TEST_CASE("trainer: what a net with labels keeps has the bits of the CPU, also as a graph", "[emulated]") {
+  ImageSet set = synthetic_images(24, 8, 8, 1, 1);
+  for (size_t i = 0; i < 24; i += 5) set.labels[i] = -1;
+  for (const auto& [norm, decoder] : {std::array<const char*, 2>{"batch", "1"}, {"batch_encoder", "0"}}) {
+    std::vector<std::string> overrides = joint_overrides();
+    for (const std::string& more :
+         {std::string("data.flip=true"), std::string("data.shift=1"), std::string("train.schedule=cosine"),
+          std::string("model.norm=") + norm, std::string("loss.reconstruction_weight=") + decoder})
+      overrides.push_back(more);
+    const Config config = parse_config(tiny_config("d"), "tiny", overrides);
+    const Runtime cpu("cpu", 2);
+    const auto expected = joint_trace(cpu, config, set, 7, false);
+    CHECK(expected[1].size() == 28);
+    CHECK(expected[1][1] > 0.0f);
+    for_few_schedules([&] {
+      for (const bool graph : {false, true}) {
+        const auto actual = joint_trace(device_runtime(), config, set, 7, graph);
+        REQUIRE(actual.size() == expected.size());
+        for (size_t i = 0; i < actual.size(); ++i) {
+          INFO(norm << ", decoder " << decoder << ", graph " << graph << ", part " << i);
+          CHECK(actual[i] == expected[i]);
+        }
+      }
+    });
+  }
+}
+
 TEST_CASE("trainer: in less precision five steps have the bits of the CPU", "[emulated]") {
   for (const char* precision : {"tf32", "bf16"})
     for (const int64_t channels : {1, 3}) {
