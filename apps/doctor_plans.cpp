@@ -85,8 +85,7 @@ CommandResult show_plans(const std::string& config_path, const std::vector<std::
     throw Error(ErrorKind::device, "this vqlab was built without CUDA, and so without cuDNN's interface",
                 "build it with nvcc and cuDNN's headers there: cmake --workflow --preset cuda", "--plans");
   } else {
-    Config config = load_config(config_path, overrides);
-    if (config.classifier.classes == 0) config.classifier.classes = 10;  // of the known sets; no data is read
+    const Config config = load_config(config_path, overrides);
     if (!card.empty()) require_known_card(card);
     const std::string no_gpu = card.empty() ? cuda_problem() : "";
     if (!no_gpu.empty())
