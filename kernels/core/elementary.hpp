@@ -1,5 +1,5 @@
-// exp, log and tanh from IEEE operations alone, in double: the same bits on every device, where the libraries'
-// own differ in the last place. Relative error below 1e-15.
+// exp, log and tanh from IEEE operations alone, in double: the same bits on every device, where the
+// libraries' own differ in the last place. Relative error below 1e-15.
 #pragma once
 
 #include <cmath>

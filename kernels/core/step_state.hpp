@@ -14,7 +14,7 @@ struct StepState {
   float learning_rate = 0.0f;
   int64_t epoch = 0;  // with first_index: the place of the batch in the run, which keys its augmentation
   int64_t first_index = 0;  // place of the batch's first image in the epoch
-  float mix = 1.0f;         // mixup: what an image keeps of itself; the rest is the mirrored place's, B - 1 - b
+  float mix = 1.0f;  // mixup: what an image keeps of itself; the rest is the mirrored place's, B - 1 - b
 };
 
 // Kept by PoisonGateOp on the device; the host reads it with the metrics.
