@@ -238,6 +238,29 @@ TEST_CASE("layers: Dropout repeats its mask in a step, and passes all in an eval
   CHECK(values_of(output.value) == std::vector<float>(10000, 1.0f));
 }
 
+TEST_CASE("parameters: weights of convolutions decay, and nothing else", "[unit]") {
+  const Runtime runtime("cpu", 0);
+  ParameterStore p;
+  const Conv conv(p, "a", {.kernel = 3, .padding = 1}, 3, 5, Activation::none);
+  const BatchNorm norm(p, "b", 70, Activation::none);
+  const Conv last(p, "c", {.kernel = 1}, 70, 2, Activation::none);
+  p.allocate(runtime, true);
+  p.initialise(1, runtime);
+  int64_t decaying = 0;
+  for (const Parameter& parameter : p.parameters()) {
+    int64_t size = 1;
+    for (const int64_t side : parameter.shape) size *= side;
+    for (int64_t i = 0; i < size; ++i)
+      if (p.decayed().data[(parameter.offset + i) / kDecayGroup] != (parameter.shape.size() == 4))
+        FAIL(parameter.name << " " << i);
+    decaying += parameter.shape.size() == 4 ? decay_groups(size) : 0;
+  }
+  int64_t marked = 0;
+  for (int64_t g = 0; g < p.decayed().size(); ++g) marked += p.decayed().data[g];
+  CHECK(marked == decaying);
+  CHECK(p.count() == 5 * 27 + 5 + 2 * 70 + 140 + 2);
+}
+
 // The whole net: both heads, batch normalisation, dropout, mixup. The losses are floats of order 1, rounded
 // by 6e-8 / h = 6e-4, against derivatives of order 1; steps over kinks are dropped by the median.
 TEST_CASE("model: the gradient of both losses together equals directional differences", "[unit]") {

@@ -109,6 +109,21 @@ TEST_CASE("features: rows follow the range, whatever the batches", "[unit]") {
   }
 }
 
+// Steps to the right of 10, 10, 10, 1, 1, 1 and 1 of 255: differences of neighbours across are 20, 20 and 11
+// in the left cells, 2, 2 and 2 in the right ones. Of the block (204, 24, 204, 24) the length is 290.5;
+// 0.7023 is clipped to 0.2, 0.0826 is not, and what is left has the length 0.3060.
+TEST_CASE("hog: a block is clipped between two normalisations", "[unit]") {
+  std::vector<uint8_t> image;
+  for (int y = 0; y < 8; ++y)
+    for (const int value : {0, 10, 20, 30, 31, 32, 33, 34}) image.push_back(uint8_t(value));
+  std::vector<float> features(36);
+  hog(image.data(), 8, 8, 1, features.data());
+  for (size_t i = 0; i < 36; ++i) {
+    const double expected = i % 9 != 0 ? 0.0 : i / 9 % 2 == 0 ? 0.65356 : 0.26996;
+    CHECK(std::abs(double(features[i]) - expected) <= 1e-4);
+  }
+}
+
 // Of the three channels the last has the steepest gradient, upwards 90 of 255 a row: bin 4 of 9, [80, 100)
 // degrees. 8 x 8 pixels, no gradient in the first and the last row: 12 pixels of 180 / 255 in each cell.
 TEST_CASE("hog: the steepest channel counts, and what fills no cell does not", "[unit]") {

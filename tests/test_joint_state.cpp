@@ -32,6 +32,12 @@ TEST_CASE("joint: a checkpoint evaluates as its training did", "[unit]") {
   const Evaluation e = validation_of(trained);
   CHECK(e.accuracy == lab.observer.accuracy.back());
   CHECK(std::abs(e.mse - lab.observer.mse.back()) <= 1e-6 * e.mse);
+  const Safetensors& file = trained.checkpoint().model_file();
+  for (const Buffer& buffer : trained.model().parameters().buffers()) {
+    INFO(buffer.name);
+    for (const float value : file.floats(buffer.name)) CHECK(value != buffer.initial);
+  }
+  CHECK(trained.model().parameters().buffers().size() == 2 * (3 + 2 + 1 + 2 + 1));
   // The statistics are the evaluation's: others give another.
   trained.model().parameters().buffer(0).data[0] += 1.0f;
   CHECK(std::abs(validation_of(trained).mse - e.mse) > 1e-6 * e.mse);
