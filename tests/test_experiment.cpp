@@ -248,6 +248,18 @@ TEST_CASE("experiment: what is done is skipped and what is half done goes on", "
     CHECK(second.members[1].result.at(key).dump() == first.members[1].result.at(key).dump());
 }
 
+TEST_CASE("experiment: a run with a classifier is known again and has its accuracy", "[unit]") {
+  Bench bench;
+  bench.options.overrides.push_back(
+      "loss.classifier_weight=0.5");  // the run's own file says how many classes
+  const ExperimentPlan plan = plan_sweep(bench.options);
+  const ExperimentOutcome outcome = bench.run();
+  CHECK(value_of(*find_figure("accuracy"), outcome.members[0].result));
+  CHECK(look_at(plan, bench.out()) == std::vector{MemberState::done, MemberState::done});
+  fs::remove(bench.out() + "/" + plan.members[1].directory() + "/result.json");
+  CHECK(bench.run().members[1].result.at("test").dump() == outcome.members[1].result.at("test").dump());
+}
+
 TEST_CASE("experiment: a result of other questions or a damaged one is measured again", "[bad-input]") {
   Bench bench;
   bench.run();

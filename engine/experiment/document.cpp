@@ -34,7 +34,7 @@ svg { max-width: 100%; height: auto; }
   td span { font-size: 8.5px; }
   th, td { padding: .15rem .35rem; }
   .wide { overflow: visible; }
-  svg { max-height: 78mm; width: auto; }
+  svg { max-width: 190mm; max-height: 165mm; width: auto; }
   figure, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
 }

@@ -113,6 +113,8 @@ class Experiment {
   Json make_result(const Member& member, MemberState state);
   TrainResult train_member(const Member& member, MemberState state);
   Json measure(const Member& member, const TrainResult& trained);
+  std::vector<RecognitionRow> recognise_what_can_be(TrainedModel& model, RecognitionOptions options,
+                                                    const ProgressSink& progress);
   Json recognise_member(const Member& member);
   std::unique_ptr<TrainedModel> load(const Member& member, const std::string& checkpoint) const;
 
@@ -218,6 +220,20 @@ Json Experiment::measure(const Member& member, const TrainResult& trained) {
   return result;
 }
 
+// Without the budgets that the classes of the set cannot fill, greatest first. With none left it throws what
+// recognise() throws.
+std::vector<RecognitionRow> Experiment::recognise_what_can_be(TrainedModel& model, RecognitionOptions options,
+                                                              const ProgressSink& progress) {
+  for (;;) try {
+      return recognise(model, options, progress);
+    } catch (const Error& error) {
+      const auto greatest = std::max_element(options.labels.begin(), options.labels.end());
+      if (error.kind() != ErrorKind::usage || *greatest == 0 || options.labels.size() == 1) throw;
+      observer_.warning(fmt::format("no accuracy for {} labels: {}", *greatest, error.what()));
+      options.labels.erase(greatest);
+    }
+}
+
 Json Experiment::recognise_member(const Member& member) {
   Json rows = Json::array();
   std::string loaded;
@@ -239,7 +255,7 @@ Json Experiment::recognise_member(const Member& member) {
       stop_if_asked();
       observer_.note("    " + line);
     };
-    for (const RecognitionRow& row : recognise(*model, options, progress)) {
+    for (const RecognitionRow& row : recognise_what_can_be(*model, options, progress)) {
       Json json = Json::object();
       json["group"] = job.group.empty() ? member.name : job.group;
       const Json figures = row.to_json();
@@ -292,7 +308,9 @@ std::vector<MemberState> look_at(const ExperimentPlan& plan, const std::string& 
       states.push_back(MemberState::fresh);
       continue;
     }
-    const auto keys = differing_keys(load_run_config(run), member.config, {"device", "threads"});
+    std::vector<std::string> free_keys = {"device", "threads"};
+    if (member.config.classifier.classes == 0) free_keys.push_back("classifier.classes");  // the data's
+    const auto keys = differing_keys(load_run_config(run), member.config, free_keys);
     if (!keys.empty())
       fail(fmt::format("{} differs from the configuration of the run that is there", fmt::join(keys, ", ")),
            "choose another -o, or move that run away", run);

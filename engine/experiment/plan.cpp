@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <set>
 
 #include "figures.hpp"
 #include "kernels/core/check.hpp"
@@ -27,8 +28,8 @@ struct MemberKind {
   bool reconstructs;
 };
 
-// At equal net, epochs, batch and learning rate. Training with labels follows the cosine schedule, which the
-// title of its note says.
+// At equal net, epochs, batch and learning rate. Training with labels follows the cosine schedule, which
+// the report says.
 const std::vector<MemberKind>& member_kinds() {
   static const std::vector<MemberKind> kinds = {
       {"ae", {"quantizer.kind=none"}, true},
@@ -76,8 +77,27 @@ RecognitionJob random_job(int64_t seed, int64_t most_labels) {
                       .seed = uint64_t(seed)}};
 }
 
-// ---- sweeps
-// ------------------------------------------------------------------------------------------------
+// What the members share, and where they do not.
+std::vector<std::string> recognition_notes(const std::vector<Member>& members) {
+  std::set<std::string> cosine;
+  bool has_random = false;
+  for (const Member& member : members) {
+    if (member.config.train.schedule == "cosine") cosine.insert(fmt::format("`{}`", member.name));
+    has_random |= member.name == "vq_ema";
+  }
+  const TrainConfig& train = members[0].config.train;
+  const std::string schedule =
+      cosine.empty() ? "constant"
+                     : fmt::format("cosine for {}, constant for the others", fmt::join(cosine, " and "));
+  return {fmt::format("Every member has the same net, {} epoch{}, batches of {} and learning rate {}. "
+                      "Schedule: {}.",
+                      train.epochs, train.epochs == 1 ? "" : "s", train.batch_size, train.learning_rate,
+                      schedule),
+          fmt::format("`{}` are features of the pixels alone.{}", kBaselineGroup,
+                      has_random ? " `random` is the net of `vq_ema` before its first step." : "")};
+}
+
+// ---- sweeps ---------------------------------------------------------------------------------
 
 void refuse_equal_members(const std::vector<Member>& members) {
   std::map<std::string, std::string> by_config;
@@ -201,13 +221,7 @@ ExperimentPlan plan_recognition(const RecognitionExperimentOptions& options) {
     }
   }
   for (const RecognitionJob& job : baseline_jobs(budgets)) plan.members[0].recognition.push_back(job);
-  plan.notes = {
-      fmt::format(
-          "Every member has the same net, {} epoch{}, batches of {} and learning rate {}. `vq_joint` and "
-          "`supervised` follow the cosine schedule, the others a constant rate.",
-          epochs, epochs == 1 ? "" : "s", plan.members[0].config.train.batch_size,
-          plan.members[0].config.train.learning_rate),
-      "`random` is the net of `vq_ema` before its first step; `(images)` are features of the pixels alone."};
+  plan.notes = recognition_notes(plan.members);
   return plan;
 }
 

@@ -47,6 +47,7 @@ Json group_json(const ExperimentPlan& plan, const ExperimentOutcome& outcome, co
       json["overrides"] = overrides;
       json["quantizer"] = member.config.quantizer.kind;
       json["reconstructs"] = member.reconstructs;
+      json["classifier_labels"] = member.config.data.labels;  // that its own classifier saw; 0 = all
       json["latent_floats"] = Json();
     }
     const Json& result = outcome.members[i].result;
@@ -161,12 +162,12 @@ std::string labels_text(int64_t labels) {
 Table recognition_table(const Json& report) {
   Table table{.caption = "Test accuracy in %", .head = {"member, feature, head"}, .rows = {}};
   std::set<int64_t> budgets;
-  bool classifier = false;
   for (const Json& row : report.at("recognition").items()) budgets.insert(row.at("labels").as_integer());
   for (const Json& group : report.at("groups").items())
-    classifier |= !group.at("figures").at("accuracy").is_null();
+    if (!group.at("figures").at("accuracy").is_null())
+      budgets.insert(group.at("classifier_labels").as_integer());
   std::vector<int64_t> columns(budgets.upper_bound(0), budgets.end());
-  if (classifier || budgets.contains(0)) columns.push_back(0);  // "all" comes last
+  if (budgets.contains(0)) columns.push_back(0);  // "all" comes last
   for (const int64_t labels : columns) table.head.push_back(labels_text(labels));
   std::vector<std::string> names;
   const auto put = [&](const std::string& name, int64_t labels, const Json& accuracy) {
@@ -183,7 +184,8 @@ Table recognition_table(const Json& report) {
     put(row_name(row), row.at("labels").as_integer(), row.at("accuracy"));
   for (const Json& group : report.at("groups").items())
     if (const Json& accuracy = group.at("figures").at("accuracy"); !accuracy.is_null())
-      put(group.at("name").as_string() + ", own classifier", 0, accuracy);
+      put(group.at("name").as_string() + ", own classifier", group.at("classifier_labels").as_integer(),
+          accuracy);
   return table;
 }
 

@@ -9,9 +9,9 @@
 namespace vqlab {
 
 // Keys: experiment, title, vqlab, command, notes, complete, mse_levels, groups[{name, seeds, overrides,
-// quantizer, reconstructs, figures{KEY: {mean, min, max, n} or null}, seconds_until[{mse, seconds}]}],
-// recognition[{group, feature, head, labels, accuracy}], runs[{name, seed, run, state, ...}], report.
-// `report` is the path of report.md.
+// quantizer, reconstructs, classifier_labels, figures{KEY: {mean, min, max, n} or null}, seconds_until[{mse,
+// seconds}]}], recognition[{group, feature, head, labels, accuracy}], runs[{name, seed, run, state, ...}],
+// report. `report` is the path of report.md.
 Json summarise(const ExperimentPlan& plan, const ExperimentOutcome& outcome,
                const ExperimentOptions& options);
 

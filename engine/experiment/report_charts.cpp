@@ -72,6 +72,7 @@ Picture rate_distortion_picture(const Json& report) {
                 .description = "Test MSE over entropy bits per image, one series for each kind of quantizer.",
                 .x = {.title = axis_title("bits_per_image_entropy")},
                 .y = {.title = "test MSE, pixels on [0, 1]"}};
+  const bool joined = report.at("experiment").as_string() == "sweep";  // elsewhere points are no curve
   std::set<std::pair<double, double>> rates;
   for (const Json& group : report.at("groups").items()) {
     const Summary bits = figure_of(group, "bits_per_image_entropy"), mse = figure_of(group, "mse");
@@ -86,7 +87,7 @@ Picture rate_distortion_picture(const Json& report) {
     const std::string kind = group.at("quantizer").as_string();
     auto it = std::find_if(chart.series.begin(), chart.series.end(),
                            [&](const ChartSeries& s) { return s.name == kind; });
-    if (it == chart.series.end()) it = chart.series.insert(it, {kind, {}, true});
+    if (it == chart.series.end()) it = chart.series.insert(it, {kind, {}, joined});
     it->points.push_back({bits.mean, mse.mean, mse.low, mse.high, point_label(group)});
     rates.insert({figure_of(group, "bits_per_image_nominal").mean, bits.mean});
   }
@@ -203,9 +204,8 @@ std::vector<Picture> recognition_pictures(const Json& report) {
   int64_t training_images = 0, most_labels = -1;
   for (const Json& run : report.at("runs").items())
     if (const Json* images = run.find("training_images")) training_images = images->as_integer();
-  const auto count_of = [&](const Json& row) {
-    return row.at("labels").as_integer() == 0 ? training_images : row.at("labels").as_integer();
-  };
+  const auto images_of = [&](int64_t labels) { return labels == 0 ? training_images : labels; };
+  const auto count_of = [&](const Json& row) { return images_of(row.at("labels").as_integer()); };
   for (const Json& row : report.at("recognition").items()) most_labels = std::max(most_labels, count_of(row));
   for (const Json& row : report.at("recognition").items()) {
     const Summary s = summary_from(row.at("accuracy"));
@@ -220,7 +220,8 @@ std::vector<Picture> recognition_pictures(const Json& report) {
     it->points.push_back({double(count_of(row)), 100.0 * s.mean, 100.0 * s.low, 100.0 * s.high, ""});
   }
   for (const Json& group : report.at("groups").items())
-    if (const Summary s = figure_of(group, "accuracy"); s.count > 0)
+    if (const Summary s = figure_of(group, "accuracy");
+        s.count > 0 && images_of(group.at("classifier_labels").as_integer()) == most_labels)
       most.bars.push_back({group.at("name").as_string() + ", own classifier", 100.0 * s.mean, 100.0 * s.low,
                            100.0 * s.high, format_figure("accuracy", s.mean)});
   std::erase_if(budgets.series, [](const ChartSeries& series) { return series.points.size() < 2; });
