@@ -133,6 +133,9 @@ Tensor BatchNorm::plan(Arena& arena, const Tensor& input, Mode mode) {
   output_.rectified = activation_ == Activation::relu;
   if (mode == Mode::inference) return output_;
   const View<float> rows = input.value.rows();
+  if (rows[0] < 2)
+    throw Error(ErrorKind::usage, "batch normalisation has no variance of a batch of one pixel",
+                "raise train.batch_size, or set model.norm = \"none\"", "model.norm");
   mean_ = arena.take<float>({rows[1]});
   variance_ = arena.take<float>({rows[1]});
   scratch_ = arena.scratch(batch_norm_scratch_bytes(rows[0], rows[1]));

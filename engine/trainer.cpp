@@ -5,13 +5,10 @@
 #include <span>
 
 #include "kernels/core/elementary.hpp"
-#include "kernels/nn/optimizer.hpp"
 
 namespace vqlab {
 namespace {
 
-constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
-constexpr float kAdamEpsilon = 1e-8f;
 constexpr int64_t kMaxSkippedInARow = 100;
 constexpr double kInitialDeviation = 0.1;
 
@@ -59,13 +56,9 @@ Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange&
                 "lower train.batch_size or data.validation", config.data.path);
   model_.set_variance(variance_);
   model_.allocate(runtime);
-  const int64_t P = model_.parameters().weights().size();
+  adam_.allocate(runtime, model_.parameters());
   const auto plan = [&] {
     state_ = slab_.take<StepState>({1});
-    optimizer_ = slab_.take<OptimizerState>({1});
-    squared_norm_ = slab_.take<float>({1});
-    poisoned_ = slab_.take<int32_t>({1});
-    norm_block_sums_ = slab_.take<float>({sum_blocks(P)});
     ring_ = slab_.take<StepMetrics>({kMetricsRing});
     for (StagedState& staged : staged_) staged.state = pinned_slab_.take<StepState>({1});
     host_optimizer_ = pinned_slab_.take<OptimizerState>({1});
@@ -194,39 +187,15 @@ void Trainer::measure_loss() { model_.measure_loss(pass_); }
 void Trainer::compute_gradients() { model_.backward(stream_); }
 
 void Trainer::update() {
-  const ParameterStore& p = model_.parameters();
-  run(
-      GradientNormOp{
-          .squared_norm = squared_norm_, .gradients = p.gradients(), .block_sums = norm_block_sums_},
-      stream_);
-  run(PoisonGateOp{.poisoned = poisoned_,
-                   .optimizer = optimizer_,
-                   .loss = model_.loss(),
-                   .squared_norm = squared_norm_,
-                   .first_bad_row = model_.quantizer().initialised() ? model_.quantizer().first_bad_row()
-                                                                     : View<const int32_t>(),
-                   .state = state_,
-                   .beta1 = kBeta1,
-                   .beta2 = kBeta2,
-                   .halt_after = config_.train.on_nan == "stop" ? 1 : kMaxSkippedInARow},
-      stream_);
-  run(AdamOp{.weights = p.weights(),
-             .moment1 = p.moments1(),
-             .moment2 = p.moments2(),
-             .gradients = p.gradients(),
-             .state = state_,
-             .optimizer = optimizer_,
-             .squared_norm = squared_norm_,
-             .poisoned = poisoned_,
-             .beta1 = float(kBeta1),
-             .beta2 = float(kBeta2),
-             .epsilon = kAdamEpsilon,
-             .clip = float(config_.train.gradient_clip),
-             .weight_decay = float(config_.train.weight_decay),
-             .decayed = config_.train.weight_decay > 0.0 ? p.decayed() : View<const uint8_t>()},
-      stream_);
-  model_.update(poisoned_, optimizer_, stream_);
-  model_.quantizer().update({.runtime = runtime_, .state = state_, .poisoned = poisoned_}, stream_);
+  Quantizer& quantizer = model_.quantizer();
+  adam_.update(model_.parameters(),
+               {.clip = config_.train.gradient_clip,
+                .weight_decay = config_.train.weight_decay,
+                .halt_after = config_.train.on_nan == "stop" ? 1 : kMaxSkippedInARow},
+               model_.loss(), quantizer.initialised() ? quantizer.first_bad_row() : View<const int32_t>(),
+               state_, stream_);
+  model_.update(adam_.poisoned(), adam_.state(), stream_);
+  quantizer.update({.runtime = runtime_, .state = state_, .poisoned = adam_.poisoned()}, stream_);
 }
 
 void Trainer::record() {
@@ -237,8 +206,8 @@ void Trainer::record() {
                    .reconstruction = model_.loss(),
                    .error = model_.error(),
                    .classification = model_.classifier() ? model_.classifier()->loss() : View<const float>(),
-                   .squared_norm = squared_norm_,
-                   .poisoned = poisoned_,
+                   .squared_norm = adam_.squared_norm(),
+                   .poisoned = adam_.poisoned(),
                    .distance = has_codes ? quantizer.distance() : View<const float>(),
                    .first_bad_row = has_codes ? quantizer.first_bad_row() : View<const int32_t>(),
                    .replaced = quantizer.replaced(),
@@ -260,7 +229,7 @@ void Trainer::upload_step_state() {
 
 // The steps since the last reading, if they were not more than the ring holds.
 void Trainer::read_metrics() {
-  runtime_.download(host_optimizer_.data, optimizer_.data, optimizer_.bytes(), stream_);
+  runtime_.download(host_optimizer_.data, adam_.state().data, host_optimizer_.bytes(), stream_);
   runtime_.download(host_ring_.data, ring_.data, ring_.bytes(), stream_);
   runtime_.synchronize(stream_);
   for (; steps_read_ < step_; ++steps_read_) metrics_.push_back(host_ring_.data[steps_read_ % kMetricsRing]);
@@ -317,13 +286,8 @@ StepReport Trainer::report() {
 
 void Trainer::resume_at(int64_t step, int64_t skipped, int64_t skipped_in_a_row) {
   step_ = steps_read_ = step;
-  OptimizerState& state = host_optimizer_.data[0];
-  state = {.updates = step - skipped, .skipped = skipped, .skipped_in_a_row = skipped_in_a_row};
-  for (int64_t i = 0; i < state.updates; ++i) {
-    state.beta1_power *= kBeta1;
-    state.beta2_power *= kBeta2;
-  }
-  runtime_.upload(optimizer_.data, &state, optimizer_.bytes(), stream_);
+  host_optimizer_.data[0] = Adam::state_after(step, skipped, skipped_in_a_row);
+  runtime_.upload(adam_.state().data, host_optimizer_.data, host_optimizer_.bytes(), stream_);
   runtime_.synchronize(stream_);
 }
 

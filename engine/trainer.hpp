@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "adam.hpp"
 #include "feeder.hpp"
 #include "kernels/nn/step_metrics.hpp"
 #include "model.hpp"
@@ -92,15 +93,13 @@ class Trainer {
   const Stream stream_;
   Pass pass_{stream_};  // with the step's scalars
   Model model_;
+  Adam adam_;
   Feeder feeder_;
   double variance_ = 0.0;
   int64_t step_ = 0, steps_read_ = 0;
 
   Slab slab_{"step scalars"};
   View<StepState> state_;
-  View<OptimizerState> optimizer_;
-  View<float> squared_norm_, norm_block_sums_;
-  View<int32_t> poisoned_;
   View<StepMetrics> ring_;  // (kMetricsRing)
 
   Slab pinned_slab_{"pinned step scalars", MemoryKind::pinned};

@@ -135,13 +135,7 @@ void VectorQuantizer::forward(Stream stream) {
                .scratch = scratch_,
                .variant = lookup_for(points_[0])},
       stream);
-  run(StraightThroughOp{.quantized = quantized_.value.rows(),
-                        .distance = distance_,
-                        .latents = points_,
-                        .codebook = codebook_,
-                        .codes = codes,
-                        .block_sums = block_sums_},
-      stream);
+  decode(stream);
 }
 
 void VectorQuantizer::collect(Stream stream) {

@@ -160,6 +160,10 @@ TEST_CASE("joint: settings that do not go together are refused", "[bad-input]") 
   const auto refuse = [](const std::string& what, const std::vector<std::string>& set) {
     require_error(ErrorKind::usage, what, "tiny", [&] { parse_config(tiny_config("x"), "tiny", set); });
   };
+  Lab small(80, 4, 4);
+  require_error(ErrorKind::usage, "a batch of one pixel", "model.norm", [&] {
+    small.train("a", {"model.norm=batch", "train.batch_size=1"});
+  });
   refuse("leave nothing to learn", {"loss.reconstruction_weight=0"});
   refuse("labels serve no one", {"data.labels=10"});
   const std::vector<std::string> joint = {"loss.classifier_weight=1"};

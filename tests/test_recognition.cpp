@@ -248,7 +248,7 @@ TEST_CASE("recognition: far above chance from pixels and from codes, and what is
 
 TEST_CASE("recognition: fine-tuning and training from scratch start where they say", "[unit]") {
   Lab lab(176);
-  lab.train("a");
+  lab.train("a", {"quantizer.gradient=rotation"});
   TrainedModel trained(lab.run("a"), "last", "cpu", 0);
   const auto rows =
       recognise(trained, {.heads = {"finetune", "scratch"}, .labels = {100}, .draws = 1}, kSilent);

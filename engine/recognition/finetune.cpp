@@ -48,6 +48,7 @@ Config finetune_config(const TrainedModel& trained, const FinetuneOptions& optio
   config.seed = int64_t(options.seed);
   config.device = trained.runtime().device() == Device::cpu ? "cpu" : "cuda";
   config.quantizer.kind = "none";
+  config.quantizer.gradient = "straight_through";  // there is nothing to rotate to
   config.loss.reconstruction_weight = 0.0;
   config.loss.classifier_weight = 1.0;
   config.classifier = {.classes = options.classes, .hidden = 0, .dropout = 0.0, .label_smoothing = 0.0};
@@ -74,12 +75,15 @@ std::vector<int32_t> recognise_by_training(const TrainedModel& trained, const Fi
   // The checkpoint's directory is RUN/ckpt/NAME.
   const fs::path checkpoint = fs::canonical(trained.checkpoint().directory());
   SilentObserver silent;
-  train({.config = finetune_config(trained, options, options.from_run ? checkpoint.string() : ""),
-         .run = run.path(),
-         .access = RunAccess::create,
-         .max_steps = std::nullopt,
-         .command = "recognise"},
-        silent);
+  const TrainResult result =
+      train({.config = finetune_config(trained, options, options.from_run ? checkpoint.string() : ""),
+             .run = run.path(),
+             .access = RunAccess::create,
+             .max_steps = std::nullopt,
+             .command = "recognise"},
+            silent);
+  if (result.signal != 0)  // half-trained weights are no answer
+    throw Error(ErrorKind::failed, "training was stopped by a signal", "run the command again", "recognise");
   TrainedModel classifier(run.path(), "last", "", -1);
   const NamedSplit test = load_split(classifier.config(), "test", classifier.facts());
   std::vector<int32_t> found;

@@ -19,10 +19,7 @@ namespace {
 constexpr int64_t kSide = 8, kRowsPerImage = kSide * kSide;
 constexpr ConvGeometry kPointwise{.kernel = 1};
 
-View<const float> as_images(const View<float>& rows) {
-  return {rows.data, {rows[0] / kRowsPerImage, kSide, kSide, rows[1]}};
-}
-View<float> as_images_out(const View<float>& rows) {
+View<float> as_images(const View<float>& rows) {
   return {rows.data, {rows[0] / kRowsPerImage, kSide, kSide, rows[1]}};
 }
 
@@ -100,7 +97,7 @@ void LogisticProblem::forward(const LinearModel& model) {
   const Stream stream = runtime_.compute();
   runtime_.upload(weight_.data, model.values.data(), weight_.bytes(), stream);
   runtime_.upload(bias_.data, model.values.data() + weight_.size(), bias_.bytes(), stream);
-  run(ConvForwardOp{.output = as_images_out(logits_),
+  run(ConvForwardOp{.output = as_images(logits_),
                     .input = as_images(features_),
                     .weight = weight_,
                     .bias = bias_,

@@ -3,15 +3,13 @@
 #include <cmath>
 #include <numbers>
 
+#include "engine/adam.hpp"
 #include "engine/classifier.hpp"
 #include "kernels/core/random.hpp"
-#include "kernels/nn/optimizer.hpp"
 #include "logistic.hpp"
 
 namespace vqlab {
 namespace {
-
-constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
 
 Config head_config(const MlpOptions& options, int64_t classes, uint64_t seed) {
   Config config;
@@ -39,17 +37,11 @@ class Mlp {
       input_ = arena_.take<float>({batch, 1, 1, dims});
       head_.plan(arena_, {.value = input_, .gradient = {}}, Mode::training, /*alone=*/true);
       state_ = arena_.take<StepState>({1});
-      optimizer_ = arena_.take<OptimizerState>({1});
-      squared_norm_ = arena_.take<float>({1});
-      poisoned_ = arena_.take<int32_t>({1});
-      block_sums_ = arena_.take<float>({sum_blocks(parameters_.weights().size())});
     };
     plan();
     arena_.allocate(runtime);
     plan();
-    const OptimizerState start;
-    runtime.upload(optimizer_.data, &start, optimizer_.bytes(), runtime.compute());
-    runtime.synchronize(runtime.compute());
+    adam_.allocate(runtime, parameters_);
   }
 
   void step(const std::vector<float>& rows, const std::vector<int32_t>& labels, const StepState& state) {
@@ -61,7 +53,7 @@ class Mlp {
     head_.forward(pass);
     head_.measure_loss(pass);
     head_.backward(stream);
-    update(stream);
+    adam_.update(parameters_, {}, head_.loss(), {}, state_, stream);
     runtime_.synchronize(stream);  // the rows may be filled again
   }
   // (batch, classes)
@@ -76,47 +68,14 @@ class Mlp {
   }
 
  private:
-  void update(Stream stream) {
-    run(
-        GradientNormOp{
-            .squared_norm = squared_norm_, .gradients = parameters_.gradients(), .block_sums = block_sums_},
-        stream);
-    run(PoisonGateOp{.poisoned = poisoned_,
-                     .optimizer = optimizer_,
-                     .loss = head_.loss(),
-                     .squared_norm = squared_norm_,
-                     .first_bad_row = {},
-                     .state = state_,
-                     .beta1 = kBeta1,
-                     .beta2 = kBeta2,
-                     .halt_after = 100},
-        stream);
-    run(AdamOp{.weights = parameters_.weights(),
-               .moment1 = parameters_.moments1(),
-               .moment2 = parameters_.moments2(),
-               .gradients = parameters_.gradients(),
-               .state = state_,
-               .optimizer = optimizer_,
-               .squared_norm = squared_norm_,
-               .poisoned = poisoned_,
-               .beta1 = float(kBeta1),
-               .beta2 = float(kBeta2),
-               .epsilon = 1e-8f,
-               .clip = 0.0f,
-               .weight_decay = 0.0f,
-               .decayed = {}},
-        stream);
-  }
-
   const Runtime& runtime_;
   const int64_t classes_, batch_;
   ParameterStore parameters_;
   Classifier head_;
+  Adam adam_;
   Arena arena_;
-  View<float> input_, squared_norm_, block_sums_;
+  View<float> input_;
   View<StepState> state_;
-  View<OptimizerState> optimizer_;
-  View<int32_t> poisoned_;
 };
 
 }  // namespace
