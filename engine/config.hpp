@@ -68,7 +68,8 @@ struct TrainConfig {
   double weight_decay = 0.0;  // AdamW's, of the convolutions' weights
   double weight_average =
       0.0;                 // decay of averaged weights, which evaluations and the model's file use; 0 = off
-  std::string start_from;  // a run whose encoder (and what else fits) the weights start from; "" = random
+  std::string start_from;  // a run or checkpoint whose encoder (and what else fits) the weights start from;
+                           // "" = random
   double gradient_clip = 0.0;   // largest gradient norm; 0 = off
   std::string on_nan = "stop";  // stop | skip
   int64_t patience = 0;         // evaluations without improvement before stopping; 0 = off
