@@ -9,7 +9,7 @@ printf '\n# %s, %s\n' "$0" "$(date)" >>"$log"
 
 # What the build, the tests and the quick start need, by its Debian name (Ubuntu has the same names).
 packages=(g++ cmake ninja-build ccache
-  libdnnl-dev libhwy-dev liblbfgs-dev libfmt-dev librandom123-dev
+  libdnnl-dev libhwy-dev liblbfgs-dev libeigen3-dev libfmt-dev librandom123-dev
   libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libpng-dev zlib1g-dev libxxhash-dev libssl-dev
   catch2 librapidcheck-dev dataset-fashion-mnist)
 

@@ -153,6 +153,46 @@ TEST_CASE("logistic: the fit ends at the optimum, and a stronger penalty gives s
   }
 }
 
+// Six features that are almost one: the Hessian's eigenvalues lie 1e4 apart.
+TEST_CASE("logistic: with second moments ill-conditioned features need few iterations", "[unit]") {
+  const Runtime runtime("cpu", 0);
+  FeatureMatrix features = random_features(300, 6, 1);
+  const std::vector<int32_t> labels = linear_labels(features, 3);
+  for (int64_t i = 0; i < 300; ++i)
+    for (int64_t d = 1; d < 6; ++d) {
+      float& value = features.values[size_t(i * 6 + d)];
+      value = features.row(i)[0] + 0.02f * value;
+    }
+  LogisticProblem problem(runtime, features, 3);
+
+  const std::vector<float> moments = problem.second_moments();
+  for (int64_t a = 0; a < 6; ++a)
+    for (int64_t b = 0; b < 6; ++b) {
+      double sum = 0.0, absolute = 0.0;
+      for (int64_t i = 0; i < 300; ++i) {
+        const double product = double(features.row(i)[a]) * double(features.row(i)[b]);
+        sum += product / 300.0;
+        absolute += std::abs(product) / 300.0;
+      }
+      // A sum of 300 terms in fp32, each rounded once.
+      CHECK(std::abs(double(moments[size_t(a * 6 + b)]) - sum) <= 300 * 6e-8 * absolute);
+    }
+
+  const auto loss_after = [&](int iterations, const std::vector<float>& given) {
+    constexpr double kL2 = 1e-6;
+    LinearModel model(3, 6);
+    fit_logistic(problem, labels, kL2, model, iterations, given);
+    std::vector<float> gradient;
+    double loss = problem.loss(model, labels, gradient);
+    for (size_t i = 0; i < 18; ++i) loss += 0.5 * kL2 * double(model.values[i]) * double(model.values[i]);
+    return loss;
+  };
+  const double optimum = loss_after(2000, moments), short_walk = loss_after(15, moments),
+               without = loss_after(15, {});
+  INFO("optimum " << optimum << ", 15 iterations " << short_walk << ", without the moments " << without);
+  CHECK(short_walk - optimum <= 0.1 * (without - optimum));
+}
+
 TEST_CASE("logistic: recognises what is linear, whatever the scale, and repeats bit for bit", "[unit]") {
   const Runtime runtime("cpu", 0);
   FeatureMatrix training = random_features(2500, 8, 1), test = random_features(500, 8, 2);

@@ -2,6 +2,7 @@
 
 #include <lbfgs.h>
 
+#include <Eigen/Cholesky>
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -146,7 +147,63 @@ std::vector<float> LogisticProblem::logits(const LinearModel& model) {
   return to_host(View<const float>(logits_.data, {rows_, classes_}), runtime_);
 }
 
+// X^T X is the weight gradient of a 1x1 convolution whose input and output gradient both are X.
+std::vector<float> LogisticProblem::second_moments() const {
+  Slab slab("second moments");
+  View<float> products;
+  View<std::byte> scratch;
+  const auto plan = [&] {
+    products = slab.take<float>({dims_, 1, 1, dims_});
+    scratch = slab.take<std::byte>(
+        {conv_scratch_bytes(runtime_.device(), kPointwise, as_images(features_), dims_)});
+  };
+  plan();
+  slab.allocate(runtime_);
+  plan();
+  run(ConvBackwardWeightOp{.d_weight = products,
+                           .d_bias = {},
+                           .d_output = as_images(features_),
+                           .input = as_images(features_),
+                           .geometry = kPointwise,
+                           .scratch = scratch},
+      runtime_.compute());
+  std::vector<float> moments = to_host(View<const float>(products.data, {dims_, dims_}), runtime_);
+  for (float& moment : moments) moment /= float(rows_);
+  return moments;
+}
+
 namespace {
+
+using Matrix = Eigen::MatrixXd;  // column-major: (dims, classes) is the (classes, dims) of a LinearModel
+
+// The variables L^T w of a class's weights w, with L L^T = kCurvature * second moments + l2 I: about the
+// Hessian of the objective, whose exact p (1 - p) in place of kCurvature differs by row and class.
+class RoundVariables {
+ public:
+  RoundVariables(const std::vector<float>& second_moments, double l2) {
+    if (second_moments.empty()) return;
+    constexpr double kCurvature = 0.05;
+    const auto dims = Eigen::Index(std::lround(std::sqrt(double(second_moments.size()))));
+    Matrix hessian = Eigen::Map<const Eigen::MatrixXf>(second_moments.data(), dims, dims).cast<double>();
+    hessian *= kCurvature;
+    hessian.diagonal().array() += l2;
+    factor_.compute(hessian);
+    given_ = factor_.info() == Eigen::Success;
+  }
+  void from_weights(Eigen::Ref<Matrix> weights) const {
+    if (given_) weights = factor_.matrixU() * Matrix(weights);
+  }
+  void to_weights(Eigen::Ref<Matrix> variables) const {
+    if (given_) factor_.matrixU().solveInPlace(variables);
+  }
+  void gradient_from_weights(Eigen::Ref<Matrix> gradient) const {
+    if (given_) factor_.matrixL().solveInPlace(gradient);
+  }
+
+ private:
+  Eigen::LLT<Matrix> factor_;
+  bool given_ = false;  // false: the weights themselves
+};
 
 // What libLBFGS calls back with.
 struct Objective {
@@ -154,19 +211,28 @@ struct Objective {
   const std::vector<int32_t>& labels;
   double l2;
   LinearModel& model;
+  const RoundVariables& variables;
   std::vector<float> gradient{};
 
+  void set_model(const double* x) {
+    Matrix weights = Eigen::Map<const Matrix>(x, model.dims, model.classes);
+    variables.to_weights(weights);
+    const int64_t count = model.dims * model.classes;
+    for (int64_t i = 0; i < count; ++i) model.values[size_t(i)] = float(weights.data()[i]);
+    for (int64_t i = count; i < int64_t(model.values.size()); ++i) model.values[size_t(i)] = float(x[i]);
+  }
+
   double operator()(const double* x, double* g, int n) {
-    const int size = int(model.values.size()), weights = int(model.classes * model.dims);
-    for (int i = 0; i < size; ++i) model.values[size_t(i)] = float(x[i]);
+    set_model(x);
     double value = problem.loss(model, labels, gradient);
-    std::fill(g + size, g + n, 0.0);
-    for (int i = 0; i < size; ++i) {
-      g[i] = double(gradient[size_t(i)]);
-      if (i >= weights) continue;  // the bias is not drawn to 0
-      value += 0.5 * l2 * x[i] * x[i];
-      g[i] += l2 * x[i];
+    std::fill(std::copy(gradient.begin(), gradient.end(), g), g + n, 0.0);
+    Eigen::Map<Matrix> of_weights(g, model.dims, model.classes);
+    for (int64_t i = 0; i < of_weights.size(); ++i) {  // the bias is not drawn to 0
+      const double weight = double(model.values[size_t(i)]);
+      value += 0.5 * l2 * weight * weight;
+      g[i] += l2 * weight;
     }
+    variables.gradient_from_weights(of_weights);
     return value;
   }
 };
@@ -189,7 +255,7 @@ double accuracy(const std::vector<float>& logits, int64_t classes, const std::ve
 
 // A line search that can no longer improve the loss in fp32 ends the fit as well as its end does.
 void fit_logistic(LogisticProblem& problem, const std::vector<int32_t>& labels, double l2, LinearModel& model,
-                  int iterations) {
+                  int iterations, const std::vector<float>& second_moments) {
   // The library may be built for vectors: aligned, and a multiple of 8 long.
   const int n = int((model.values.size() + 7) / 8 * 8);
   const std::unique_ptr<double, decltype(&lbfgs_free)> memory(lbfgs_malloc(n), &lbfgs_free);
@@ -198,7 +264,9 @@ void fit_logistic(LogisticProblem& problem, const std::vector<int32_t>& labels, 
                 "use a feature with fewer dimensions", "logistic");
   const std::span<double> x(memory.get(), size_t(n));
   std::fill(std::copy(model.values.begin(), model.values.end(), x.begin()), x.end(), 0.0);
-  Objective objective{.problem = problem, .labels = labels, .l2 = l2, .model = model};
+  const RoundVariables variables(second_moments, l2);
+  variables.from_weights(Eigen::Map<Matrix>(x.data(), model.dims, model.classes));
+  Objective objective{.problem = problem, .labels = labels, .l2 = l2, .model = model, .variables = variables};
   lbfgs_parameter_t parameters;
   lbfgs_parameter_init(&parameters);
   parameters.max_iterations = iterations;
@@ -218,7 +286,7 @@ void fit_logistic(LogisticProblem& problem, const std::vector<int32_t>& labels, 
                                 int(LBFGSERR_WIDTHTOOSMALL)};
   VQ_REQUIRE(std::find(kEnds.begin(), kEnds.end(), status) != kEnds.end(),
              "L-BFGS ended with status {}, loss {}", status, value);
-  for (size_t i = 0; i < model.values.size(); ++i) model.values[i] = float(x[i]);
+  objective.set_model(x.data());
 }
 
 std::vector<int32_t> largest_logits(const std::vector<float>& logits, int64_t classes) {
@@ -230,21 +298,33 @@ std::vector<int32_t> largest_logits(const std::vector<float>& logits, int64_t cl
   return found;
 }
 
+namespace {
+
+// first, first / ratio, ...
+std::vector<double> powers_from(double first, double ratio, int count) {
+  std::vector<double> powers;
+  for (int i = 0; i < count; ++i) powers.push_back(first * std::pow(ratio, -double(i)));
+  return powers;
+}
+
+}  // namespace
+
 LogisticFit fit_with_chosen_l2(const Runtime& runtime, const FeatureMatrix& features,
                                const std::vector<int32_t>& labels, int64_t classes, uint64_t seed) {
   constexpr int64_t kFewLabels = 2000, kFolds = 5, kLargeFolds = 10;
-  constexpr int kStrengths = 9, kWorseBeforeStop = 2;
   LogisticProblem problem(runtime, features, classes);
   const int64_t labelled =
       std::count_if(labels.begin(), labels.end(), [](int32_t label) { return label >= 0; });
   const bool few = labelled <= kFewLabels;
   const int64_t parts = few ? kFolds : kLargeFolds, folds = few ? kFolds : 1;
-  // More labels need less of it.
-  const double strongest = few ? 10.0 : 0.1;
-  const auto l2_of = [&](int i) { return strongest * std::pow(10.0, -0.5 * double(i)); };
+  // More labels need less of it, and a fit to few rows is fast.
+  const std::vector<double> strengths =
+      few ? powers_from(10.0, std::sqrt(10.0), 9) : powers_from(0.1, 10.0, 5);
+  const std::vector<float> moments = few ? std::vector<float>{} : problem.second_moments();
+  const int search_iterations = few ? 100 : 50;
   const Permutation order({.seed = seed, .use = RandomUse::labels, .tensor = 1}, labels.size());
 
-  std::vector<double> scores(kStrengths, 0.0);
+  std::vector<double> scores(strengths.size(), 0.0);
   std::vector<LinearModel> models;  // of the last fold, by strength
   for (int64_t fold = 0; fold < folds; ++fold) {
     std::vector<int32_t> fitted = labels, held_out = labels;
@@ -253,19 +333,18 @@ LogisticFit fit_with_chosen_l2(const Runtime& runtime, const FeatureMatrix& feat
     LinearModel model(classes, features.dims);  // each fit starts from the stronger penalty's
     models.clear();
     double best = 0.0;
-    for (int i = 0, worse = 0; i < kStrengths && (few || worse < kWorseBeforeStop); ++i) {
-      fit_logistic(problem, fitted, l2_of(i), model);
+    for (size_t i = 0; i < strengths.size(); ++i) {
+      fit_logistic(problem, fitted, strengths[i], model, search_iterations, moments);
       models.push_back(model);
       const double score = accuracy(problem.logits(model), classes, held_out);
-      scores[size_t(i)] += score / double(folds);
-      worse = score > best ? 0 : worse + 1;
+      scores[i] += score / double(folds);
+      if (!few && score <= best) break;
       best = std::max(best, score);
     }
   }
-  const auto chosen = std::max_element(scores.begin(), scores.end()) - scores.begin();
-  LogisticFit fit{
-      .model = models[size_t(chosen)], .l2 = l2_of(int(chosen)), .held_out_accuracy = scores[size_t(chosen)]};
-  fit_logistic(problem, labels, fit.l2, fit.model);
+  const size_t chosen = size_t(std::max_element(scores.begin(), scores.end()) - scores.begin());
+  LogisticFit fit{.model = models[chosen], .l2 = strengths[chosen], .held_out_accuracy = scores[chosen]};
+  fit_logistic(problem, labels, fit.l2, fit.model, 100, moments);
   return fit;
 }
 
