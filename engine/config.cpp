@@ -298,7 +298,9 @@ Config parse_config(const std::string& text, const std::string& where,
 Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
+  // An empty file is all defaults, and nothing to copy, which `<<` calls a failure.
+  const auto copy = [&] { return file.peek() == std::ifstream::traits_type::eof() || text << file.rdbuf(); };
+  if (!file.is_open() || !copy() || file.bad())
     fail("cannot read the configuration file",
          "pass the path of a .toml file, for example apps/configs/fmnist-s.toml; a run is continued with "
          "--resume RUN",

@@ -186,6 +186,13 @@ TEST_CASE("cli: a missing configuration is named", "[bad-input]") {
   require_failure(run_vqlab("train /nonexistent.toml"), 2,
                   "cannot read the configuration file (/nonexistent.toml)", "fmnist-s.toml");
   require_failure(run_vqlab("train"), 2, "needs a configuration", "fmnist-s.toml");
+  require_failure(run_vqlab("train /"), 2, "cannot read the configuration file (/)", "fmnist-s.toml");
+}
+
+TEST_CASE("cli: an empty configuration is all defaults", "[unit]") {
+  const Desk desk;
+  std::ofstream(desk / "empty.toml").close();
+  CHECK(run_vqlab("train " + (desk / "empty.toml") + " --print-config").exit_code == 0);
 }
 
 TEST_CASE("cli: a run that does not fit into memory is refused before it starts", "[bad-input]") {
