@@ -218,6 +218,19 @@ TEST_CASE("experiment: the recognition experiment has one net for all and its co
                 [] { plan_recognition({.members = {"vae"}}); });
 }
 
+TEST_CASE("experiment: rate and distortion has VQ and FSQ at about the same numbers of codes", "[unit]") {
+  const ExperimentPlan plan = plan_rate_distortion({.data = "/data", .seeds = {5}, .epochs = 2});
+  std::map<std::string, std::vector<int64_t>> codes;
+  for (const Member& member : plan.members) {
+    CHECK(member.recognition.empty());
+    CHECK(member.config.train.epochs == 2);
+    codes[member.config.quantizer.kind].push_back(member.config.quantizer.codebook_size);
+  }
+  CHECK(codes["none"].size() == 1);
+  CHECK(codes["vq_ema"] == std::vector<int64_t>{16, 64, 256, 1024});
+  CHECK(codes["fsq"] == std::vector<int64_t>{16, 64, 240, 1000});
+}
+
 TEST_CASE("experiment: what is done is skipped and what is half done goes on", "[unit]") {
   Bench bench;
   const ExperimentPlan plan = plan_sweep(bench.options);

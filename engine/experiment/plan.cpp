@@ -20,27 +20,42 @@ constexpr const char* kFashionMnist = "/usr/share/datasets/fashion-mnist";
   throw Error(ErrorKind::usage, what, hint, where);
 }
 
-// ---- the table of the recognition experiment -------------------------------------------------------------
+// ---- prepared experiments: their members at equal net, epochs, batch and learning rate --------------------
 
 struct MemberKind {
   const char* name;
   std::vector<const char*> overrides;
-  bool reconstructs;
+  bool reconstructs = true;
 };
 
-// At equal net, epochs, batch and learning rate. Training with labels follows the cosine schedule, which
-// the report says.
-const std::vector<MemberKind>& member_kinds() {
+// Training with labels follows the cosine schedule, which the report says.
+const std::vector<MemberKind>& recognition_kinds() {
   static const std::vector<MemberKind> kinds = {
-      {"ae", {"quantizer.kind=none"}, true},
-      {"vq_ema", {"quantizer.kind=vq_ema"}, true},
-      {"vq_loss", {"quantizer.kind=vq_loss"}, true},
-      {"fsq", {"quantizer.kind=fsq", "quantizer.levels=[8,6,5]"}, true},
-      {"vq_joint", {"quantizer.kind=vq_ema", "loss.classifier_weight=0.5", "train.schedule=cosine"}, true},
+      {"ae", {"quantizer.kind=none"}},
+      {"vq_ema", {"quantizer.kind=vq_ema"}},
+      {"vq_loss", {"quantizer.kind=vq_loss"}},
+      {"fsq", {"quantizer.kind=fsq", "quantizer.levels=[8,6,5]"}},
+      {"vq_joint", {"quantizer.kind=vq_ema", "loss.classifier_weight=0.5", "train.schedule=cosine"}},
       {"supervised",
        {"quantizer.kind=none", "loss.reconstruction_weight=0", "loss.classifier_weight=1",
         "train.schedule=cosine"},
        false},
+  };
+  return kinds;
+}
+
+// FSQ's paper (Mentzer et al. 2023, table 1) advises levels for 2^8 and 2^10 codes: the last two.
+const std::vector<MemberKind>& rate_distortion_kinds() {
+  static const std::vector<MemberKind> kinds = {
+      {"ae", {"quantizer.kind=none"}},
+      {"vq-16", {"quantizer.kind=vq_ema", "quantizer.codebook_size=16"}},
+      {"vq-64", {"quantizer.kind=vq_ema", "quantizer.codebook_size=64"}},
+      {"vq-256", {"quantizer.kind=vq_ema", "quantizer.codebook_size=256"}},
+      {"vq-1024", {"quantizer.kind=vq_ema", "quantizer.codebook_size=1024"}},
+      {"fsq-16", {"quantizer.kind=fsq", "quantizer.levels=[4,4]"}},
+      {"fsq-64", {"quantizer.kind=fsq", "quantizer.levels=[8,8]"}},
+      {"fsq-240", {"quantizer.kind=fsq", "quantizer.levels=[8,6,5]"}},
+      {"fsq-1000", {"quantizer.kind=fsq", "quantizer.levels=[8,5,5,5]"}},
   };
   return kinds;
 }
@@ -78,23 +93,54 @@ RecognitionJob random_job(int64_t seed, int64_t most_labels) {
 }
 
 // What the members share, and where they do not.
-std::vector<std::string> recognition_notes(const std::vector<Member>& members) {
+std::string shared_settings(const std::vector<Member>& members) {
   std::set<std::string> cosine;
-  bool has_random = false;
-  for (const Member& member : members) {
+  for (const Member& member : members)
     if (member.config.train.schedule == "cosine") cosine.insert(fmt::format("`{}`", member.name));
-    has_random |= member.name == "vq_ema";
-  }
   const TrainConfig& train = members[0].config.train;
   const std::string schedule =
       cosine.empty() ? "constant"
                      : fmt::format("cosine for {}, constant for the others", fmt::join(cosine, " and "));
-  return {fmt::format("Every member has the same net, {} epoch{}, batches of {} and learning rate {}. "
-                      "Schedule: {}.",
-                      train.epochs, train.epochs == 1 ? "" : "s", train.batch_size, train.learning_rate,
-                      schedule),
-          fmt::format("`{}` are features of the pixels alone.{}", kBaselineGroup,
-                      has_random ? " `random` is the net of `vq_ema` before its first step." : "")};
+  return fmt::format(
+      "Every member has the same net, {} epoch{}, batches of {} and learning rate {}. Schedule: {}.",
+      train.epochs, train.epochs == 1 ? "" : "s", train.batch_size, train.learning_rate, schedule);
+}
+
+// The members of a prepared experiment, those that are asked for.
+std::vector<Member> prepared_members(const std::vector<MemberKind>& kinds, const PreparedOptions& options) {
+  std::vector<std::string_view> names;
+  for (const MemberKind& kind : kinds) names.push_back(kind.name);
+  for (const std::string& wanted : options.members)
+    if (std::find(names.begin(), names.end(), wanted) == names.end())
+      fail(fmt::format("unknown member {}", wanted), fmt::format("choose from {}", fmt::join(names, ", ")),
+           "--members");
+  const std::string path = options.data == "fmnist" ? kFashionMnist : options.data;
+  const bool cifar = std::filesystem::exists(path + "/data_batch_1.bin");
+  std::vector<int64_t> seeds = options.seeds;
+  if (options.quick) seeds.resize(std::min(seeds.size(), size_t(1)));
+  std::vector<Member> members;
+  for (const MemberKind& kind : kinds) {
+    if (!options.members.empty() &&
+        std::find(options.members.begin(), options.members.end(), kind.name) == options.members.end())
+      continue;
+    for (const int64_t seed : seeds) {
+      std::vector<std::string> overrides = {
+          fmt::format("data.kind={}", cifar ? "cifar" : "idx"),
+          fmt::format("train.epochs={}", options.quick ? 1 : options.epochs)};
+      overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
+      overrides.insert(overrides.end(), kind.overrides.begin(), kind.overrides.end());
+      Member member{.name = kind.name,
+                    .seed = seed,
+                    .config = parse_config("", "experiment", overrides),
+                    .overrides = {kind.overrides.begin(), kind.overrides.end()},
+                    .reconstructs = kind.reconstructs};
+      member.config.name = kind.name;
+      member.config.seed = seed;
+      member.config.data.path = path;
+      members.push_back(member);
+    }
+  }
+  return members;
 }
 
 // ---- sweeps ---------------------------------------------------------------------------------
@@ -182,46 +228,32 @@ ExperimentPlan plan_sweep(const SweepOptions& options) {
   return plan;
 }
 
-ExperimentPlan plan_recognition(const RecognitionExperimentOptions& options) {
+ExperimentPlan plan_recognition(const PreparedOptions& options) {
   ExperimentPlan plan{.kind = "recognition",
                       .title = "Recognition with the features of trained models",
+                      .members = prepared_members(recognition_kinds(), options),
                       .mse_levels = options.mse_levels};
-  const std::string path = options.data == "fmnist" ? kFashionMnist : options.data;
-  const bool cifar = std::filesystem::exists(path + "/data_batch_1.bin");
-  const int64_t epochs = options.quick ? 1 : options.epochs;
   const std::vector<int64_t>& budgets = options.quick ? kQuickBudgets : kBudgets;
-  std::vector<int64_t> seeds = options.seeds;
-  if (options.quick) seeds.resize(std::min(seeds.size(), size_t(1)));
-  std::vector<std::string_view> names;
-  for (const MemberKind& kind : member_kinds()) names.push_back(kind.name);
-  for (const std::string& wanted : options.members)
-    if (std::find(names.begin(), names.end(), wanted) == names.end())
-      fail(fmt::format("unknown member {}", wanted), fmt::format("choose from {}", fmt::join(names, ", ")),
-           "--members");
-  for (const MemberKind& kind : member_kinds()) {
-    if (!options.members.empty() &&
-        std::find(options.members.begin(), options.members.end(), kind.name) == options.members.end())
-      continue;
-    for (const int64_t seed : seeds) {
-      std::vector<std::string> overrides = {fmt::format("data.kind={}", cifar ? "cifar" : "idx"),
-                                            fmt::format("train.epochs={}", epochs)};
-      overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
-      overrides.insert(overrides.end(), kind.overrides.begin(), kind.overrides.end());
-      Member member{.name = kind.name,
-                    .seed = seed,
-                    .config = parse_config("", "experiment recognition", overrides),
-                    .overrides = {kind.overrides.begin(), kind.overrides.end()},
-                    .reconstructs = kind.reconstructs};
-      member.config.name = kind.name;
-      member.config.seed = seed;
-      member.config.data.path = path;
-      member.recognition = member_jobs(member, budgets);
-      if (member.name == "vq_ema") member.recognition.push_back(random_job(seed, budgets.back()));
-      plan.members.push_back(member);
-    }
+  bool has_random = false;
+  for (Member& member : plan.members) {
+    member.recognition = member_jobs(member, budgets);
+    if (member.name != "vq_ema") continue;
+    member.recognition.push_back(random_job(member.seed, budgets.back()));
+    has_random = true;
   }
   for (const RecognitionJob& job : baseline_jobs(budgets)) plan.members[0].recognition.push_back(job);
-  plan.notes = recognition_notes(plan.members);
+  plan.notes = {shared_settings(plan.members),
+                fmt::format("`{}` are features of the pixels alone.{}", kBaselineGroup,
+                            has_random ? " `random` is the net of `vq_ema` before its first step." : "")};
+  return plan;
+}
+
+ExperimentPlan plan_rate_distortion(const PreparedOptions& options) {
+  ExperimentPlan plan{.kind = "rate_distortion",
+                      .title = "Reconstruction by bits per image",
+                      .members = prepared_members(rate_distortion_kinds(), options),
+                      .mse_levels = options.mse_levels};
+  plan.notes = {shared_settings(plan.members)};
   return plan;
 }
 

@@ -58,17 +58,20 @@ struct SweepOptions {
 // Throws Error(usage) as parse_axis, multiply and load_config do, and for two members of equal configuration.
 ExperimentPlan plan_sweep(const SweepOptions& options);
 
-struct RecognitionExperimentOptions {
+struct PreparedOptions {
   std::string data = "fmnist";  // or a directory with IDX or CIFAR-10 files
   std::vector<std::string> overrides = {};
   std::vector<std::string> members = {};  // names; empty = all
   std::vector<int64_t> seeds = {0, 1, 2};
   int64_t epochs = 5;
-  bool quick = false;  // one epoch, the first seed, 100 and 1000 labels
+  bool quick = false;  // one epoch, the first seed; of recognition with 100 and 1000 labels
   std::vector<double> mse_levels = {};
 };
-// Every kind of latent and the two kinds of training with labels, at equal net, epochs and batch. Throws
-// Error(usage) for an unknown member.
-ExperimentPlan plan_recognition(const RecognitionExperimentOptions& options);
+// Every kind of latent and the two kinds of training with labels, at equal net, epochs and batch, and what
+// their features are worth for recognition. Throws Error(usage) for an unknown member.
+ExperimentPlan plan_recognition(const PreparedOptions& options);
+// A plain autoencoder, and VQ and FSQ at about 16, 64, 256 and 1024 codes, at equal net, epochs and batch.
+// Throws likewise.
+ExperimentPlan plan_rate_distortion(const PreparedOptions& options);
 
 }  // namespace vqlab
