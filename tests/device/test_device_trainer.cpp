@@ -41,19 +41,19 @@ TEST_CASE("trainer: a run on the device repeats bit for bit, resumed or not", "[
 
 TEST_CASE("trainer: a run moves from the CPU to the device and back", "[trainer]") {
   Lab lab;
-  lab.train("a", {}, 10);
+  lab.train("a", {"device=cpu"}, 10);
   CHECK(lab.train("a", kDevice, 18, RunAccess::resume).steps == 18);
   const TrainResult end = lab.train("a", {"device=cpu"}, {}, RunAccess::resume);
   CHECK(end.steps == 24);
   CHECK(std::isfinite(end.final_step->loss));
   // The same 24 steps on the CPU alone: what the device changes are the last bits of sums.
-  lab.train("b");
+  lab.train("b", {"device=cpu"});
   CHECK(std::abs(lab.observer.mse.back() - lab.observer.mse.at(2)) <= 0.1 * lab.observer.mse.at(2));
 }
 
 TEST_CASE("trainer: the device learns as the CPU does", "[trainer]") {
   Lab lab(40, 13, 10, 3);
-  lab.train("cpu");
+  lab.train("cpu", {"device=cpu"});
   const double cpu = lab.observer.mse.back();
   lab.train("device", kDevice);
   CHECK(std::abs(lab.observer.mse.back() - cpu) <= 0.1 * cpu);

@@ -173,8 +173,8 @@ TEST_CASE("trainer: in less precision five steps have the bits of the CPU", "[em
 
 TEST_CASE("trainer: each device resumes the other's checkpoint to the same bits", "[emulated]") {
   Lab lab;
-  const std::string expected = lab.train("cpu", {}, 12).weights_sha256;
-  lab.train("a", {}, 5);
+  const std::string expected = lab.train("cpu", {"device=cpu"}, 12).weights_sha256;
+  lab.train("a", {"device=cpu"}, 5);
   CHECK(lab.train("a", {"device=cuda"}, 12, RunAccess::resume).weights_sha256 == expected);
   lab.train("b", {"device=cuda"}, 5);
   CHECK(lab.train("b", {"device=cpu"}, 12, RunAccess::resume).weights_sha256 == expected);
@@ -337,10 +337,10 @@ TEST_CASE("trainer: what cannot be captured runs op by op, and one line says so"
 TEST_CASE("graph: what fails while it is captured leaves the stream usable", "[emulated][streams]") {
   for_few_schedules([] {
     const DeviceArray<float> a(std::vector<float>{1.0f, 2.0f}), b(2);
-    require_error(ErrorKind::failed, "planted", "", [&] {
+    require_error(ErrorKind::failed, "planted", "here", [&] {
       Graph(device_stream(), [&] {
         run(CopyOp{.output = b.view(), .input = a.view()}, device_stream());
-        throw Error(ErrorKind::failed, "planted", "");
+        throw Error(ErrorKind::failed, "planted", "a hint", "here");
       });
     });
     run(CopyOp{.output = b.view(), .input = a.view()}, device_stream());
@@ -370,7 +370,7 @@ TEST_CASE("trainer: runs take the graph by default, with or without room for the
     return std::count_if(lab.observer.notes.begin(), lab.observer.notes.end(),
                          [&](const std::string& line) { return line.find(what) != std::string::npos; });
   };
-  const std::string expected = lab.train("cpu", {}, 14).weights_sha256;
+  const std::string expected = lab.train("cpu", {"device=cpu"}, 14).weights_sha256;
   CHECK(told("read where they are") == 1);
   const std::vector<std::string> cuda = {"device=cuda"};
   const uint64_t graphs = simt::host_calls().graphs;
