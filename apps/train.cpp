@@ -26,7 +26,7 @@ class TrainCommand : public Command {
     o.option("max-steps", max_steps_, 0, int64_t(9e15),
              "stop after so many steps, counted from step 0; 0 = all epochs");
     o.flag("force", force_, "replace the run directory if it exists");
-    o.flag("graph", graph_, "on a GPU: launch the step as one CUDA graph (not yet run on a GPU)");
+    o.flag("no-graph", no_graph_, "on a GPU: launch ops one by one, not the step as one CUDA graph");
     o.flag("new-kernels", new_kernels_,
            "with --resume: choose kernel variants anew, also where that changes bits");
     o.flag("dry-run", dry_run_, "check everything, print the memory budget, train nothing");
@@ -87,14 +87,14 @@ class TrainCommand : public Command {
     if (new_kernels_ && resume_.empty())
       throw usage("--new-kernels is about a run that is resumed", "leave it out");
     options.new_kernels = new_kernels_;
-    options.graph = graph_;
+    options.graph = !no_graph_;
     return options;
   }
 
   static CommandResult dry_run(const TrainOptions& options, const CommonOptions& common) {
     const Runtime runtime(options.config.device, int(options.config.threads));
     const TrainingData data = load_training_data(options.config);
-    std::vector<std::string> lines = plan_memory(options.config, data, runtime);
+    std::vector<std::string> lines = plan_memory(options.config, data, runtime).lines;
     lines.insert(lines.begin(), runtime.note());
     Json json = Json::object();
     json["dry_run"] = Json::array();
@@ -114,6 +114,7 @@ class TrainCommand : public Command {
     json["images_per_second"] = r.images_per_second;
     json["peak_bytes"] = r.peak_bytes;
     json["device"] = r.device;
+    json["graph"] = r.graph;
     json["weights_sha256"] = r.weights_sha256;
     Json& final_step = json["final"];
     if (r.final_step) {
@@ -132,7 +133,7 @@ class TrainCommand : public Command {
   std::string config_path_, run_, resume_;
   std::vector<std::string> overrides_;
   int64_t seed_ = -1, max_steps_ = 0;
-  bool force_ = false, new_kernels_ = false, graph_ = false, dry_run_ = false, print_config_ = false;
+  bool force_ = false, new_kernels_ = false, no_graph_ = false, dry_run_ = false, print_config_ = false;
 };
 
 }  // namespace

@@ -27,8 +27,11 @@ Json Evaluation::to_json() const {
   return json;
 }
 
-void quantize_batch(Model& model, Feeder& feeder, const Runtime& runtime, const ImageRange& range,
-                    int64_t first) {
+namespace {
+
+// As quantize_batch, but without waiting for the device.
+void start_quantizing(Model& model, Feeder& feeder, const Runtime& runtime, const ImageRange& range,
+                      int64_t first) {
   const Stream stream = runtime.compute();
   feeder.pick_in_order(range, first);
   feeder.fill(*range.set);
@@ -36,6 +39,13 @@ void quantize_batch(Model& model, Feeder& feeder, const Runtime& runtime, const 
   model.load_images(stream);
   model.encode(stream);
   model.quantize(stream);
+}
+
+}  // namespace
+
+void quantize_batch(Model& model, Feeder& feeder, const Runtime& runtime, const ImageRange& range,
+                    int64_t first) {
+  start_quantizing(model, feeder, runtime, range, first);
   model.require_finite_latents(runtime, first);
 }
 
@@ -56,20 +66,37 @@ class AveragedWeights {
   const Stream stream_;
 };
 
-void add_reconstruction(Evaluation& result, const Model& model, const Runtime& runtime, int64_t count,
-                        bool with_ssim) {
-  const auto& [height, width, channels] = model.shape();
-  const std::vector<float> squared_error = to_host(model.squared_error(), runtime);
-  for (int64_t i = 0; i < count; ++i) {
-    result.mse += double(squared_error[size_t(i)]);
-    result.psnr_db_mean += psnr_db(double(squared_error[size_t(i)]) / double(height * width * channels));
+// What the host needs of a batch; empty what the model does not have.
+struct BatchOnHost {
+  BatchOnHost(const Model& model, const Runtime& runtime, bool with_ssim) {
+    const int64_t channels = model.shape().channels;
+    if (model.has_decoder()) squared_error = to_host(model.squared_error(), runtime);
+    if (model.has_decoder() && with_ssim) {
+      input = images_to_host(model.input(), channels, runtime);
+      reconstruction = images_to_host(model.reconstruction(), channels, runtime);
+    }
+    if (model.classifier() != nullptr) correct = to_host(model.classifier()->correct(), runtime);
+    if (model.quantizer().initialised() && model.quantizer().codebook_size() > 0)
+      codes = to_host(View<const int32_t>(model.quantizer().codes()), runtime);
   }
-  if (!with_ssim) return;
-  const HostImages input = images_to_host(model.input(), channels, runtime);
-  const HostImages reconstruction = images_to_host(model.reconstruction(), channels, runtime);
+
+  std::vector<float> squared_error;
+  HostImages input, reconstruction;
+  std::vector<int32_t> correct, codes;
+};
+
+void add_reconstruction(Evaluation& result, const BatchOnHost& batch, const ImageShape& shape,
+                        int64_t count) {
+  const auto& [height, width, channels] = shape;
+  for (int64_t i = 0; i < count; ++i) {
+    const double squared_error = double(batch.squared_error[size_t(i)]);
+    result.mse += squared_error;
+    result.psnr_db_mean += psnr_db(squared_error / double(height * width * channels));
+  }
+  if (batch.input.values.empty()) return;
   std::vector<double> similarity(static_cast<size_t>(count));
   parallel_for(count, [&, h = height, w = width](int64_t i, int) {
-    similarity[size_t(i)] = ssim(input.image(i), reconstruction.image(i), h, w);
+    similarity[size_t(i)] = ssim(batch.input.image(i), batch.reconstruction.image(i), h, w);
   });
   for (const double s : similarity) result.ssim += s;
 }
@@ -103,25 +130,27 @@ Evaluation evaluate(Model& model, const Runtime& runtime, const ImageRange& rang
                     .has_decoder = model.has_decoder(),
                     .codebook_size = K,
                     .initialised = model.quantizer().initialised()};
-  for (int64_t first = 0; first < range.count(); first += B) {
-    const int64_t count = std::min(B, range.count() - first);
-    quantize_batch(model, feeder, runtime, range, first);
+  const auto start = [&](int64_t first) {
+    if (first >= range.count()) return;
+    start_quantizing(model, feeder, runtime, range, first);
     model.decode(stream);
     model.classify(stream);
     model.measure_loss(stream);
-    if (model.has_decoder()) add_reconstruction(result, model, runtime, count, with_ssim);
-    if (const Classifier* classifier = model.classifier()) {
-      const std::vector<int32_t> correct = to_host(classifier->correct(), runtime);
-      for (int64_t i = 0; i < count; ++i) {
-        result.labelled += correct[size_t(i)] >= 0;
-        result.accuracy += correct[size_t(i)] == 1;
-      }
-    }
-    if (result.initialised && K > 0) {
-      const std::vector<int32_t> codes = to_host(View<const int32_t>(model.quantizer().codes()), runtime);
-      for (int64_t i = 0; i < count * codes_per_image; ++i) ++counts[size_t(codes[size_t(i)])];
-    }
+  };
+  start(0);
+  for (int64_t first = 0; first < range.count(); first += B) {
+    const int64_t count = std::min(B, range.count() - first);
+    model.require_finite_latents(runtime, first);
+    const BatchOnHost batch(model, runtime, with_ssim);
     if (visit) visit(first, count);
+    start(first + B);  // the device computes while the host counts and compares images
+    if (model.has_decoder()) add_reconstruction(result, batch, model.shape(), count);
+    for (int64_t i = 0; i < count && !batch.correct.empty(); ++i) {
+      result.labelled += batch.correct[size_t(i)] >= 0;
+      result.accuracy += batch.correct[size_t(i)] == 1;
+    }
+    for (int64_t i = 0; i < count * codes_per_image && !batch.codes.empty(); ++i)
+      ++counts[size_t(batch.codes[size_t(i)])];
   }
   finish(result, model, variance, with_ssim);
   if (K > 0) {

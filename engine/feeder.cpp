@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "kernels/nn/begin_step.hpp"
+
 namespace vqlab {
 
 Feeder::Feeder(const Runtime& runtime, int64_t batch, const ImageSet& set)
@@ -19,8 +21,7 @@ Feeder::Feeder(const Runtime& runtime, int64_t batch, const ImageSet& set)
 }
 
 void Feeder::pick(const ImageRange& range, uint64_t seed, int64_t epoch, int64_t first) {
-  const Permutation order({.seed = seed, .step = uint32_t(epoch), .use = RandomUse::order},
-                          uint64_t(range.count()));
+  const Permutation order = epoch_order(seed, epoch, range.count());
   for (size_t i = 0; i < picked_.size(); ++i) picked_[i] = range.place(int64_t(order(uint64_t(first) + i)));
 }
 

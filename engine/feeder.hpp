@@ -1,4 +1,5 @@
-// Rooms 1 to 3 of a step: which pictures, their bytes in pinned memory, their bytes on the device.
+// Rooms 1 to 3 of a step whose images come from the host: which pictures, their bytes in pinned memory, their
+// bytes on the device.
 #pragma once
 
 #include <array>

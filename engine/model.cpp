@@ -164,16 +164,21 @@ void Model::use_kernels(const KernelChoice& choice, const std::string& device_na
 }
 
 void Model::load_images(const Pass& pass) {
+  load_images(pass, images_, {});
+  images_read_.record(pass.stream);
+}
+
+void Model::load_images(const Pass& pass, const View<const uint8_t>& set, const View<const int32_t>& places) {
   const bool training = pass.training();
   run(ImageInputOp{.output = input_.value,
-                   .images = images_,
+                   .images = set,
+                   .places = places,
                    .flip = training && config_.data.flip,
                    .shift = training ? config_.data.shift : 0,
                    .mixup = training && config_.data.mixup > 0.0,
                    .seed = uint64_t(config_.seed),
                    .state = pass.step},
       pass.stream);
-  images_read_.record(pass.stream);
 }
 
 void Model::encode(const Pass& pass) {

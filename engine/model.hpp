@@ -36,6 +36,8 @@ class Model {
 
   // One pass, in order. images() is filled before, and with a classifier its labels.
   void load_images(const Pass& pass);
+  // Instead, from a set (n, height, width, channels) on the device: its images at `places` (B).
+  void load_images(const Pass& pass, const View<const uint8_t>& set, const View<const int32_t>& places);
   void encode(const Pass& pass);
   void quantize(const Pass& pass) { quantizer_->forward(pass.stream); }
   void decode(const Pass& pass) {

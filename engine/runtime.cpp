@@ -232,6 +232,7 @@ Graph::Graph(Stream stream, const std::function<void()>& enqueue) {
     enqueue();
   } catch (...) {
     (void)cudaStreamEndCapture(stream.handle, &captured.graph);
+    (void)cudaGetLastError();  // the first error is the one to tell
     throw;
   }
   CUDA_CHECK(cudaStreamEndCapture(stream.handle, &captured.graph));

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kernels/core/elementary.hpp"
+#include "kernels/nn/begin_step.hpp"
 
 namespace vqlab {
 namespace {
@@ -40,14 +41,13 @@ double pixel_variance(const ImageRange& images) {
   return (squares / count - (sum / count) * (sum / count)) / (255.0 * 255.0);
 }
 
-Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange& images)
+Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange& images, Residency residency)
     : config_(config),
       runtime_(runtime),
       images_(images),
       stream_(runtime.compute()),
       model_(config, {images.set->height, images.set->width, images.set->channels}, config.train.batch_size,
              images.count(), Mode::training),
-      feeder_(runtime, config.train.batch_size, *images.set),
       variance_(pixel_variance(images)) {
   if (steps_per_epoch() == 0)
     throw Error(ErrorKind::data,
@@ -59,8 +59,10 @@ Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange&
   adam_.allocate(runtime, model_.parameters());
   const auto plan = [&] {
     state_ = slab_.take<StepState>({1});
+    plan_ = slab_.take<StepState>({kPlannedSteps});
     ring_ = slab_.take<StepMetrics>({kMetricsRing});
-    for (StagedState& staged : staged_) staged.state = pinned_slab_.take<StepState>({1});
+    if (residency == Residency::resident) places_ = slab_.take<int32_t>({config.train.batch_size});
+    for (StagedPlan& staged : staged_) staged.steps = pinned_slab_.take<StepState>({kPlannedSteps});
     host_optimizer_ = pinned_slab_.take<OptimizerState>({1});
     host_ring_ = pinned_slab_.take<StepMetrics>({kMetricsRing});
   };
@@ -68,7 +70,11 @@ Trainer::Trainer(const Config& config, const Runtime& runtime, const ImageRange&
   slab_.allocate(runtime);
   pinned_slab_.allocate(runtime);
   plan();
-  for (StagedState& staged : staged_) staged.uploaded = Event(runtime);
+  for (StagedPlan& staged : staged_) staged.uploaded = Event(runtime);
+  if (residency == Residency::resident)
+    set_.emplace(runtime, images);
+  else
+    feeder_.emplace(runtime, config.train.batch_size, *images.set);
   pass_ = Pass(stream_, state_);
   resume_at(0, 0, 0);
   if (model_.quantizer().starts_centred()) centre_initial_latents();
@@ -83,6 +89,7 @@ void Trainer::centre_initial_latents() {
   pick_pictures();
   fill_pinned_batch();
   upload_batch();
+  load_batch();
   encode();
   const std::vector<float> latents = to_host(model_.latents(), runtime_);
   const size_t D = size_t(model_.latents()[3]), N = latents.size() / D;
@@ -110,7 +117,7 @@ void Trainer::centre_initial_latents() {
   upload(bias, biases);
   upload(p.average(weight_id), weights);
   upload(p.average(bias_id), biases);
-  runtime_.synchronize(stream_);
+  continue_at(0);
 }
 
 namespace {
@@ -126,6 +133,7 @@ void Trainer::step() {
   static constexpr Room kRooms[] = {{"picture bytes", &Trainer::pick_pictures},
                                     {"pinned batch", &Trainer::fill_pinned_batch},
                                     {"device batch", &Trainer::upload_batch},
+                                    {"device batch", &Trainer::load_batch},
                                     {"encoder", &Trainer::encode},
                                     {"quantizer", &Trainer::quantize},
                                     {"decoder", &Trainer::decode},
@@ -133,17 +141,18 @@ void Trainer::step() {
                                     {"gradients", &Trainer::compute_gradients},
                                     {"updates", &Trainer::update},
                                     {"metrics", &Trainer::record}};
-  constexpr size_t kFirstOfGraph = 3;
+  // A batch from the host is loaded outside: the copy stream waits until it was read, and a graph's events
+  // are seen by nobody else.
+  const size_t first_of_graph = set_ ? 3 : 4;
   const auto enter = [this](std::span<const Room> rooms) {
     for (const Room& room : rooms) {
       const Range range(room.name);
       (this->*room.enter)();
     }
   };
-  const std::span<const Room> rooms(kRooms), before = rooms.first(kFirstOfGraph),
-                                             in_graph = rooms.subspan(kFirstOfGraph);
-  enter(before);
-  if (graph_.empty() && graph_is_due()) graph_ = Graph(stream_, [&] { enter(in_graph); });
+  const std::span<const Room> rooms(kRooms), in_graph = rooms.subspan(first_of_graph);
+  enter(rooms.first(first_of_graph));
+  if (graph_.empty() && graph_is_due()) capture([&] { enter(in_graph); });
   if (graph_.empty()) {
     enter(in_graph);
   } else {
@@ -160,14 +169,43 @@ bool Trainer::graph_is_due() {
   return steps_before_graph_-- <= 0;
 }
 
-void Trainer::pick_pictures() { feeder_.pick(images_, uint64_t(config_.seed), epoch(), first_index()); }
+// What capturing does not allow shows as an error of the call, and nothing has run then.
+void Trainer::capture(const std::function<void()>& enqueue) {
+  try {
+    graph_ = Graph(stream_, enqueue);
+  } catch (const Error& error) {
+    wants_graph_ = false;
+    if (tell_) tell_(error.what());
+  }
+}
 
-void Trainer::fill_pinned_batch() { feeder_.fill(*images_.set); }
+void Trainer::pick_pictures() {
+  if (feeder_) feeder_->pick(images_, uint64_t(config_.seed), epoch(step_), first_index(step_));
+}
+
+void Trainer::fill_pinned_batch() {
+  if (feeder_) feeder_->fill(*images_.set);
+}
 
 void Trainer::upload_batch() {
-  feeder_.upload(model_);
-  upload_step_state();
-  model_.load_images(pass_);
+  if (feeder_) feeder_->upload(model_);
+  plan_steps();
+}
+
+void Trainer::load_batch() {
+  const bool gathers_labels = set_ && model_.classifier() != nullptr;
+  run(BeginStepOp{.state = state_,
+                  .places = places_,
+                  .labels = gathers_labels ? model_.classifier()->labels() : View<int32_t>(),
+                  .plan = plan_,
+                  .set_labels = gathers_labels ? set_->labels() : View<const int32_t>(),
+                  .images = images_.count(),
+                  .seed = uint64_t(config_.seed)},
+      stream_);
+  if (set_)
+    model_.load_images(pass_, set_->images(), places_);
+  else
+    model_.load_images(pass_);
 }
 
 void Trainer::encode() { model_.encode(pass_); }
@@ -215,15 +253,28 @@ void Trainer::record() {
       stream_);
 }
 
-void Trainer::upload_step_state() {
-  StagedState& staged = staged_[size_t(step_) % staged_.size()];
+// The device's next step is this one.
+void Trainer::continue_at(int64_t step) {
+  step_ = steps_read_ = steps_planned_ = step;
+  const StepState before{.step = step - 1};
+  runtime_.upload(state_.data, &before, state_.bytes(), stream_);
+  runtime_.synchronize(stream_);
+}
+
+// The scalars of the next steps, when the device has used up those that it was given.
+void Trainer::plan_steps() {
+  if (step_ < steps_planned_) return;
+  std::swap(staged_[0], staged_[1]);
+  StagedPlan& staged = staged_[0];
   staged.uploaded.wait();
-  staged.state.data[0] = {.step = step_,
-                          .learning_rate = float(learning_rate(step_)),
-                          .epoch = epoch(),
-                          .first_index = first_index(),
-                          .mix = mix(step_)};
-  runtime_.upload(state_.data, staged.state.data, state_.bytes(), stream_);
+  for (steps_planned_ = step_; steps_planned_ < step_ + kPlannedSteps; ++steps_planned_)
+    staged.steps.data[steps_planned_ % kPlannedSteps] = {
+        .step = steps_planned_,
+        .learning_rate = float(learning_rate(steps_planned_)),
+        .epoch = epoch(steps_planned_),
+        .first_index = first_index(steps_planned_),
+        .mix = mix(steps_planned_)};
+  runtime_.upload(plan_.data, staged.steps.data, plan_.bytes(), stream_);
   staged.uploaded.record(stream_);
 }
 
@@ -285,10 +336,9 @@ StepReport Trainer::report() {
 }
 
 void Trainer::resume_at(int64_t step, int64_t skipped, int64_t skipped_in_a_row) {
-  step_ = steps_read_ = step;
   host_optimizer_.data[0] = Adam::state_after(step, skipped, skipped_in_a_row);
   runtime_.upload(adam_.state().data, host_optimizer_.data, host_optimizer_.bytes(), stream_);
-  runtime_.synchronize(stream_);
+  continue_at(step);
 }
 
 namespace {
@@ -321,10 +371,11 @@ std::string Trainer::first_bad_tensor() const {
 void Trainer::fail_not_finite() {
   const int64_t bad_step = host_optimizer_.data->halted_at;
   if (bad_step != step_ - 1) {
-    step_ = steps_read_ = bad_step;
+    continue_at(bad_step);
     pick_pictures();
     fill_pinned_batch();
     upload_batch();
+    load_batch();
     encode();
     quantize();
     decode();

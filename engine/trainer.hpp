@@ -2,13 +2,15 @@
 #pragma once
 
 #include <array>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "adam.hpp"
-#include "feeder.hpp"
 #include "kernels/nn/step_metrics.hpp"
 #include "model.hpp"
+#include "resident_set.hpp"
 
 namespace vqlab {
 
@@ -27,23 +29,30 @@ struct StepReport {
   int64_t replaced = 0;  // codes restarted in this step
 };
 
-// Steps whose metrics the device keeps for the host.
-inline constexpr int64_t kMetricsRing = 64;
+// Steps whose metrics the device keeps for the host, and steps whose scalars the host gives it at a time.
+inline constexpr int64_t kMetricsRing = 64, kPlannedSteps = 64;
 
 class Trainer {
  public:
-  // Trains on `images`. Nothing is allocated after the constructor. Throws Error(data) if they are fewer than
-  // a batch.
-  Trainer(const Config& config, const Runtime& runtime, const ImageRange& images);
+  // Trains on `images`, whose set must outlive this. Nothing is allocated after the constructor. Throws
+  // Error(data) if they are fewer than a batch.
+  Trainer(const Config& config, const Runtime& runtime, const ImageRange& images,
+          Residency residency = Residency::resident);
 
   // One step: the ten rooms. On a GPU it returns before the step is done. Throws Error(failed), with the step
   // and the tensor, when a value is not finite and on_nan is "stop", or in 100 consecutive steps; on a GPU
   // some steps later, none of which has changed anything.
   void step();
 
-  // From now on the rooms from the encoder to the metrics are one Graph, once the codebook is initialised and
-  // two steps were done since: the same bits, and hardly any time of the host. On the CPU nothing changes.
-  void use_graph() { wants_graph_ = true; }
+  // From now on the rooms from the encoder to the metrics are one Graph, with resident images those before
+  // too, once the codebook is initialised and two steps were done since: the same bits, and hardly any time
+  // of the host. If they cannot be captured, `tell` is told why, once, and steps go on as they were. On the
+  // CPU nothing changes.
+  void use_graph(const std::function<void(const std::string& why)>& tell = {}) {
+    wants_graph_ = true;
+    tell_ = tell;
+  }
+  bool has_graph() const { return !graph_.empty(); }
 
   // Of the last step. Waits for the device; throws as step() does.
   StepReport report();
@@ -67,7 +76,8 @@ class Trainer {
   // The rooms.
   void pick_pictures();      // 1
   void fill_pinned_batch();  // 2
-  void upload_batch();       // 3
+  void upload_batch();       // 3, what the host does of it
+  void load_batch();         // 3, what the device does
   void encode();             // 4
   void quantize();           // 5
   void decode();             // 6
@@ -78,9 +88,11 @@ class Trainer {
 
   void centre_initial_latents();
   bool graph_is_due();
-  int64_t epoch() const { return step_ / steps_per_epoch(); }
-  int64_t first_index() const { return step_ % steps_per_epoch() * config_.train.batch_size; }
-  void upload_step_state();
+  void capture(const std::function<void()>& enqueue);
+  int64_t epoch(int64_t step) const { return step / steps_per_epoch(); }
+  int64_t first_index(int64_t step) const { return step % steps_per_epoch() * config_.train.batch_size; }
+  void continue_at(int64_t step);
+  void plan_steps();
   void read_metrics();
   double learning_rate(int64_t step) const;
   float mix(int64_t step) const;
@@ -94,27 +106,30 @@ class Trainer {
   Pass pass_{stream_};  // with the step's scalars
   Model model_;
   Adam adam_;
-  Feeder feeder_;
+  std::optional<ResidentSet> set_;  // one of the two
+  std::optional<Feeder> feeder_;
   double variance_ = 0.0;
-  int64_t step_ = 0, steps_read_ = 0;
+  int64_t step_ = 0, steps_read_ = 0, steps_planned_ = 0;
 
   Slab slab_{"step scalars"};
-  View<StepState> state_;
-  View<StepMetrics> ring_;  // (kMetricsRing)
+  View<StepState> state_, plan_;  // (1), (kPlannedSteps)
+  View<int32_t> places_;          // (B), of the batch in the resident set; or absent
+  View<StepMetrics> ring_;        // (kMetricsRing)
 
   Slab pinned_slab_{"pinned step scalars", MemoryKind::pinned};
-  struct StagedState {
-    View<StepState> state;
+  struct StagedPlan {
+    View<StepState> steps;  // as plan_
     Event uploaded;
   };
-  std::array<StagedState, 2> staged_;    // one is filled while the other is being copied
+  std::array<StagedPlan, 2> staged_;     // one is filled while the other is being copied
   View<OptimizerState> host_optimizer_;  // as of steps_read_, like the ring
   View<StepMetrics> host_ring_;
   std::vector<StepMetrics> metrics_;  // read, but not yet taken
 
   bool wants_graph_ = false;
+  std::function<void(const std::string&)> tell_;
   int64_t steps_before_graph_ = 2;  // eager, with an initialised codebook: they load kernels and make plans
-  Graph graph_;                     // of rooms 4 to 10
+  Graph graph_;                     // of rooms 4 to 10, with resident images from load_batch on
 };
 
 // Variance of all pixels of the images, in [0, 1] units: exact, by a histogram of the bytes.

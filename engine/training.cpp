@@ -97,9 +97,10 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
   if (config_.data.labels > 0)
     observer.note(
         fmt::format("labels: of {} training images, equally many of each class", config_.data.labels));
-  for (const std::string& line : plan_memory(config_, data_, runtime_)) observer.note(line);
+  const MemoryPlan memory = plan_memory(config_, data_, runtime_);
+  for (const std::string& line : memory.lines) observer.note(line);
   choose_kernels_anew();
-  trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training());
+  trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training(), memory.residency);
   if (options.graph) use_graph();
   end_step_ = std::min(trainer_->total_steps(), options.max_steps.value_or(trainer_->total_steps()));
   facts_ = {.shape = trainer_->model().shape(),
@@ -113,12 +114,11 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
 
 void Training::use_graph() {
   const char* sync = std::getenv("VQLAB_SYNC");
-  if (runtime_.device() == Device::cpu)
-    observer_.note("no graph: the CPU runs each op at once");
-  else if (sync != nullptr && std::string(sync) == "1")
-    observer_.note("no graph: --sync waits after each op");
-  else
-    trainer_->use_graph();
+  if (runtime_.device() == Device::cuda && sync != nullptr && std::string(sync) == "1")
+    return observer_.note("no graph: --sync waits after each op");
+  trainer_->use_graph([this](const std::string& why) {
+    observer_.note("no graph, ops are launched one by one: the step cannot be captured: " + why);
+  });
 }
 
 void Training::open_new() {
@@ -240,6 +240,7 @@ TrainResult Training::run() {
   result_.epochs = double(result_.steps) / double(trainer_->steps_per_epoch());
   result_.images_per_second = images_per_second();
   result_.device = runtime_.device_name();
+  result_.graph = trainer_->has_graph();
   struct rusage usage {};
   getrusage(RUSAGE_SELF, &usage);
   result_.peak_bytes = int64_t(usage.ru_maxrss) * 1024;
@@ -410,7 +411,7 @@ TrainingData load_training_data(const Config& config) {
   return data;
 }
 
-std::vector<std::string> plan_memory(const Config& given, const TrainingData& data, const Runtime& runtime) {
+MemoryPlan plan_memory(const Config& given, const TrainingData& data, const Runtime& runtime) {
   const Config config = with_classes(given, data);
   const ImageShape shape{data.set.height, data.set.width, data.set.channels};
   Model model(config, shape, config.train.batch_size, data.training().count(), Mode::training);
@@ -431,9 +432,13 @@ std::vector<std::string> plan_memory(const Config& given, const TrainingData& da
                 largest > 0 ? fmt::format("a train.batch_size of {} fits", largest)
                             : "use a smaller model.hidden or codebook",
                 "train.batch_size");
-  return {fmt::format("model: {} parameters", model.parameters().count()),
-          fmt::format("memory: {} ({})", format_bytes(total), parts),
-          fmt::format("largest batch in {} of available memory: {}", format_bytes(available), largest)};
+  const Residency residency = choose_residency(data.training(), runtime.device(), available - total);
+  return {
+      .lines = {fmt::format("model: {} parameters", model.parameters().count()),
+                fmt::format("memory: {} ({})", format_bytes(total), parts),
+                fmt::format("largest batch in {} of available memory: {}", format_bytes(available), largest),
+                describe(residency, data.training(), runtime.device(), available - total)},
+      .residency = residency};
 }
 
 TrainResult train(const TrainOptions& options, TrainObserver& observer) {

@@ -33,7 +33,7 @@ struct TrainOptions {
   std::optional<int64_t> max_steps;  // counted from step 0
   std::string command;               // for command.txt
   Trust* trust = nullptr;            // who tests the kernels of a GPU; null: nobody
-  bool graph = false;                // steps as one graph, on a GPU
+  bool graph = true;                 // steps as one graph, on a GPU
   bool new_kernels = false;          // a resumed run may use other kernels than before
 };
 
@@ -57,6 +57,7 @@ struct TrainResult {
   double images_per_second = 0.0;  // training steps of this call alone: no evaluation, checkpoint or log
   int64_t peak_bytes = 0;          // largest resident set of the process
   std::string device;
+  bool graph = false;          // steps were launched as one graph, when it ended
   std::string weights_sha256;  // of the last checkpoint's model.safetensors
   std::optional<StepReport> final_step;
   std::string stopped_by;  // epochs | max_steps | patience | signal
@@ -66,8 +67,11 @@ struct TrainResult {
 // Runs or continues a run. Throws whatever its parts throw; what was checkpointed stays.
 TrainResult train(const TrainOptions& options, TrainObserver& observer);
 
-// Lines about the memory that a run will take and the largest batch that fits. Throws Error(resources) if the
-// run's own does not fit into what the system has left.
-std::vector<std::string> plan_memory(const Config& config, const TrainingData& data, const Runtime& runtime);
+struct MemoryPlan {
+  std::vector<std::string> lines;  // about the memory that a run will take and the largest batch that fits
+  Residency residency;             // of the training images
+};
+// Throws Error(resources) if the run's own memory does not fit into what the system has left.
+MemoryPlan plan_memory(const Config& config, const TrainingData& data, const Runtime& runtime);
 
 }  // namespace vqlab

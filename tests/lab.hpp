@@ -12,7 +12,7 @@ namespace vqlab::testing {
 
 class Silent : public TrainObserver {
  public:
-  void note(const std::string&) override {}
+  void note(const std::string& line) override { notes.push_back(line); }
   void warning(const std::string& line) override { warnings.push_back(line); }
   void on_step(const StepReport&, int64_t, double, double) override {}
   void on_evaluation(int64_t, const Evaluation& e, bool best) override {
@@ -21,7 +21,7 @@ class Silent : public TrainObserver {
     used = e.usage.used;
     accuracy.push_back(e.accuracy);
   }
-  std::vector<std::string> warnings;
+  std::vector<std::string> notes, warnings;
   std::vector<double> mse, accuracy;
   std::vector<bool> is_best;
   int64_t used = 0;
@@ -44,6 +44,7 @@ class Lab {
     options.run = run(name);
     options.access = access;
     options.max_steps = max_steps;
+    options.graph = graph;
     return vqlab::train(options, observer);
   }
   std::string weights(const std::string& name) const {
@@ -58,6 +59,7 @@ class Lab {
     return text;
   }
   Silent observer;
+  bool graph = true;
 
  private:
   TemporaryDirectory directory_;

@@ -28,7 +28,7 @@ TEST_CASE("cli: a set goes through train and eval and encode and decode and reco
   const Desk desk(30, 33, 3);
   const Json trained = json_of(run_vqlab(desk.train("run") + "--json"));
   require_keys(trained, {"run", "steps", "epochs", "seconds", "images_per_second", "peak_bytes", "device",
-                         "weights_sha256", "final", "stopped_by"});
+                         "graph", "weights_sha256", "final", "stopped_by"});
   require_keys(trained.at("final"), {"loss", "reconstruction", "commitment"});
   CHECK(trained.at("steps").as_integer() == 24);
   CHECK(trained.at("stopped_by").as_string() == "epochs");
@@ -121,6 +121,7 @@ TEST_CASE("cli: dry run and print-config leave nothing behind", "[cli]") {
   CHECK(dry.exit_code == 0);
   CHECK(dry.out.find("largest batch") != std::string::npos);
   CHECK(dry.out.find("memory:") != std::string::npos);
+  CHECK(dry.out.find("images: 4.2 KiB, read where they are") != std::string::npos);
   const CommandResult printed = run_vqlab("train --set quantizer.dim=5 " + desk.config() + " --print-config");
   CHECK(printed.out.find("dim = 5") != std::string::npos);
   CHECK_FALSE(fs::exists(desk / "run"));
@@ -129,7 +130,7 @@ TEST_CASE("cli: dry run and print-config leave nothing behind", "[cli]") {
 TEST_CASE("cli: threads 1 and 2 give the same weights", "[cli]") {
   const Desk desk;
   const Json one = json_of(run_vqlab(desk.train("a") + "--json --threads 1"));
-  const Json two = json_of(run_vqlab(desk.train("b") + "--json --threads 2"));
+  const Json two = json_of(run_vqlab(desk.train("b") + "--json --threads 2 --no-graph"));
   CHECK(one.at("weights_sha256").as_string() == two.at("weights_sha256").as_string());
 }
 
@@ -180,6 +181,8 @@ TEST_CASE("cli: unknown commands and options get the nearest name", "[bad-input]
   require_failure(run_vqlab("eval x --splt test"), 2, "--splt", "--help");
   require_failure(run_vqlab("eval x --split tset"), 2, "tset", "--help");
   require_failure(run_vqlab("train --threads -3 x.toml"), 2, "threads", "--help");
+  require_failure(run_vqlab("train --no-graph=maybe x.toml"), 2, "no-graph", "");
+  require_failure(run_vqlab("train --graph x.toml"), 2, "--graph", "--help");
 }
 
 TEST_CASE("cli: a missing configuration is named", "[bad-input]") {

@@ -286,9 +286,10 @@ TEST_CASE("nn: every byte becomes its pixel value", "[unit]") {
   std::vector<uint8_t> bytes(256);
   for (size_t i = 0; i < 256; ++i) bytes[i] = uint8_t(i);
   Buffer output(256);
-  run(
-      ImageInputOp{
-          .output = output.view({1, 16, 16, 1}), .images = {bytes.data(), {1, 16, 16, 1}}, .state = {}},
+  run(ImageInputOp{.output = output.view({1, 16, 16, 1}),
+                   .images = {bytes.data(), {1, 16, 16, 1}},
+                   .places = {},
+                   .state = {}},
       Stream{});
   std::vector<double> expected;
   for (int i = 0; i < 256; ++i) expected.push_back(i / 255.0 - 0.5);
@@ -321,6 +322,7 @@ TEST_CASE("nn: image input pads and flips and shifts", "[unit]") {
     Buffer output(c.B * c.OH * c.OW * c.C);
     run(ImageInputOp{.output = output.view({c.B, c.OH, c.OW, c.C}),
                      .images = {bytes.data(), {c.B, c.H, c.W, c.C}},
+                     .places = {},
                      .flip = c.flip,
                      .shift = c.shift,
                      .seed = 7,
@@ -361,6 +363,7 @@ TEST_CASE("nn: mixup blends an image with its mirrored place, each with its own 
   Buffer plain(size), mixed(size);
   ImageInputOp op{.output = plain.view({5, 8, 9, 3}),
                   .images = {bytes.data(), {5, 6, 7, 3}},
+                  .places = {},
                   .flip = true,
                   .shift = 2,
                   .seed = 7,
@@ -395,6 +398,7 @@ TEST_CASE("nn: augmentation depends on the place in the epoch and not on the bat
   Buffer whole(6 * 28 * 28), second_half(3 * 28 * 28), other_epoch(6 * 28 * 28);
   ImageInputOp op{.output = whole.view({6, 28, 28, 1}),
                   .images = {bytes.data(), {6, 28, 28, 1}},
+                  .places = {},
                   .flip = true,
                   .shift = 2,
                   .seed = 7,
@@ -417,7 +421,7 @@ TEST_CASE("nn: wrong operands of the image input are rejected", "[unit][bad-inpu
   std::vector<uint8_t> bytes(2 * 5 * 7 * 3);
   Buffer output(2 * 6 * 8 * 3);
   const ImageInputOp op{
-      .output = output.view({2, 6, 8, 3}), .images = {bytes.data(), {2, 5, 7, 3}}, .state = {}};
+      .output = output.view({2, 6, 8, 3}), .images = {bytes.data(), {2, 5, 7, 3}}, .places = {}, .state = {}};
   op.check();
   const auto reject = [&](auto spoil) {
     ImageInputOp bad = op;
@@ -433,6 +437,8 @@ TEST_CASE("nn: wrong operands of the image input are rejected", "[unit][bad-inpu
   reject([](auto& bad) { bad.mixup = true; });
   reject([](auto& bad) { bad.shift = -1; });
   reject([](auto& bad) { bad.shift = 5; });
+  std::vector<int32_t> places(3);
+  reject([&](auto& bad) { bad.places = {places.data(), {3}}; });  // of an output of two
 }
 
 }  // namespace vqlab::testing

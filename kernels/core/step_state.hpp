@@ -8,7 +8,7 @@
 
 namespace vqlab {
 
-// Uploaded by the host before each step.
+// Computed by the host, many steps at a time; BeginStepOp takes those of the next step from the plan.
 struct StepState {
   int64_t step = 0;  // of this update, from 0
   float learning_rate = 0.0f;

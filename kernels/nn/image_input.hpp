@@ -16,7 +16,8 @@ namespace vqlab {
 // m * own + (1 - m) * that of image B - 1 - b at the same place of the output, each placed by its own draws.
 struct ImageInputOp {
   View<float> output;          // (B, OH, OW, C'), OH >= H, OW >= W; on the GPU C' >= C, what is beyond is 0
-  View<const uint8_t> images;  // (B, H, W, C)
+  View<const uint8_t> images;  // (B, H, W, C), or with places a set (n, H, W, C)
+  View<const int32_t> places;  // (B), each in [0, n): image b is images[places[b]]; or absent
   bool flip = false;
   int64_t shift = 0;  // pixels, 0 to min(H, W) - 1
   bool mixup = false;

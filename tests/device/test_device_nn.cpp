@@ -2,6 +2,7 @@
 #include "device_testing.hpp"
 #include "kernels/core/copy.hpp"
 #include "kernels/core/fill.hpp"
+#include "kernels/nn/begin_step.hpp"
 #include "kernels/nn/image_input.hpp"
 #include "kernels/nn/losses.hpp"
 #include "kernels/nn/optimizer.hpp"
@@ -16,6 +17,12 @@ std::vector<uint8_t> random_bytes(int64_t size) {
   std::vector<uint8_t> bytes(size_t(size), 0);
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t(random_bits({}, i).v[0]);
   return bytes;
+}
+
+std::vector<int32_t> set_labels_of(int64_t images) {
+  std::vector<int32_t> labels(size_t(images), 0);
+  for (size_t i = 0; i < labels.size(); ++i) labels[i] = int32_t(i * 3 % 11);
+  return labels;
 }
 
 std::vector<double> numbers(const OptimizerState& s) {
@@ -114,13 +121,18 @@ TEST_CASE("device: image input equals the CPU, and extra channels are 0", "[kern
     const int64_t outputs = c.B * c.OH * c.OW;
     const auto bytes = random_bytes(c.B * c.H * c.W * c.C);
     const StepState state{.step = 4, .learning_rate = 0.1f, .epoch = 3, .first_index = 1000, .mix = c.mix};
+    std::vector<int32_t> places;  // as if the batch were a set
+    for (int64_t b = 0; b < c.B; ++b) places.push_back(int32_t((b * b + 2) % c.B));
+    bool of_set = false;
     const auto convert = [&](auto place, int64_t channels, int64_t offset) {
       auto output = place.array(poison(outputs * channels), offset);
       auto images = place.array(bytes, offset);
+      auto chosen = place.array(places, offset);
       auto states = place.array(std::vector<StepState>{state});
       const bool augmented = c.flip || c.shift > 0 || c.mix < 1.0f;
       run(ImageInputOp{.output = output.view({c.B, c.OH, c.OW, channels}),
                        .images = images.view({c.B, c.H, c.W, c.C}),
+                       .places = of_set ? View<const int32_t>(chosen.view()) : View<const int32_t>(),
                        .flip = c.flip,
                        .shift = c.shift,
                        .mixup = c.mix < 1.0f,
@@ -129,16 +141,62 @@ TEST_CASE("device: image input equals the CPU, and extra channels are 0", "[kern
           place.stream());
       return output.download();
     };
-    const std::vector<float> unpadded = convert(OnCpu{}, c.C, 0);
-    std::vector<float> expected;
-    for (int64_t i = 0; i < outputs * c.OC; ++i)
-      expected.push_back(i % c.OC < c.C ? unpadded[size_t(i / c.OC * c.C + i % c.OC)] : 0.0f);
-    for_each_schedule([&] {
-      for (const int64_t offset : {0, 1})
-        require_same(convert(OnDevice{}, c.OC, offset), expected,
-                     text({c.B, c.H, c.W, c.C, c.OH, c.OW, c.OC, c.flip, c.shift}));
-    });
+    for (const bool with_places : {false, true}) {
+      of_set = with_places;
+      const std::vector<float> unpadded = convert(OnCpu{}, c.C, 0);
+      std::vector<float> expected;
+      for (int64_t i = 0; i < outputs * c.OC; ++i)
+        expected.push_back(i % c.OC < c.C ? unpadded[size_t(i / c.OC * c.C + i % c.OC)] : 0.0f);
+      for_each_schedule([&] {
+        for (const int64_t offset : {0, 1})
+          require_same(convert(OnDevice{}, c.OC, offset), expected,
+                       text({c.B, c.H, c.W, c.C, c.OH, c.OW, c.OC, c.flip, c.shift, of_set}));
+      });
+    }
   }
+}
+
+TEST_CASE("device: the start of a step equals the CPU's", "[kernels]") {
+  struct Case {
+    int64_t B, images;  // B 0: no batch
+    bool labels, set_labels;
+  };
+  for (const Case& c : std::vector<Case>{{0, 0, false, false},
+                                         {1, 1, true, true},
+                                         {3, 17, false, true},
+                                         {128, 55000, true, true},
+                                         {128, 55000, true, false},
+                                         {1300, 1300, true, true}})
+    require_same_on_both(text({c.B, c.images, c.labels, c.set_labels}), [&](auto place) {
+      std::vector<StepState> steps;  // 4 to 6, at 1, 2, 0
+      for (const int64_t step : {6, 4, 5})
+        steps.push_back({.step = step,
+                         .learning_rate = float(step),
+                         .epoch = step,
+                         .first_index = c.images > 2 * c.B ? c.B : 0,
+                         .mix = 1.0f / float(step)});
+      auto state = place.array(std::vector<StepState>{{.step = 3}});
+      auto plan = place.array(steps);
+      auto set_labels = place.array(set_labels_of(c.images));
+      auto places = place.array(std::vector<int32_t>(size_t(c.B), -5));
+      auto labels = place.array(std::vector<int32_t>(size_t(c.B), -5));
+      const View<int32_t> absent;
+      for (int i = 0; i < 3; ++i)
+        run(BeginStepOp{.state = state.view(),
+                        .places = c.B > 0 ? places.view() : absent,
+                        .labels = c.labels ? labels.view() : absent,
+                        .plan = plan.view(),
+                        .set_labels =
+                            c.set_labels ? View<const int32_t>(set_labels.view()) : View<const int32_t>(),
+                        .images = c.images,
+                        .seed = 9},
+            place.stream());
+      const StepState now = state.download()[0];
+      CHECK(now.step == 6);
+      return std::tuple(std::vector<double>{double(now.step), now.learning_rate, double(now.epoch),
+                                            double(now.first_index), now.mix},
+                        places.download(), labels.download());
+    });
 }
 
 namespace {

@@ -39,21 +39,54 @@ TEST_CASE("trainer: a run on the device repeats bit for bit, resumed or not", "[
   }
 }
 
+TEST_CASE("trainer: launched as a graph or op by op a run has the same weights", "[trainer]") {
+  for (const std::vector<std::string>& set : std::vector<std::vector<std::string>>{
+           {"quantizer.restart_every=2", "data.flip=true", "data.shift=1", "train.schedule=cosine"},
+           {"quantizer.kind=fsq"},
+           {"loss.classifier_weight=1", "model.norm=batch", "data.mixup=0.4", "train.weight_average=0.9"}}) {
+    INFO(set[0]);
+    Lab lab;
+    const TrainResult graph = lab.train("graph", on_device(set), 14);
+    CHECK(graph.graph);
+    lab.graph = false;
+    const TrainResult eager = lab.train("eager", on_device(set), 14);
+    CHECK(!eager.graph);
+    CHECK(eager.weights_sha256 == graph.weights_sha256);
+    CHECK(lab.metrics("eager") == lab.metrics("graph"));
+  }
+}
+
+TEST_CASE("trainer: resident and streamed images give the device equal bits", "[trainer]") {
+  const ImageSet set = synthetic_images(29, 8, 8, 3, 1);
+  const Config config = parse_config(tiny_config("d"), "tiny",
+                                     {"quantizer.initialisation=uniform", "data.flip=true", "data.shift=1",
+                                      "loss.classifier_weight=1", "classifier.classes=10"});
+  std::vector<std::vector<float>> weights;
+  for (const Residency residency : {Residency::resident, Residency::streamed}) {
+    Trainer trainer(config, device_runtime(), {&set, 0, set.count}, residency);
+    trainer.use_graph([](const std::string& why) { FAIL(why); });
+    for (int i = 0; i < 9; ++i) trainer.step();
+    CHECK(trainer.has_graph());
+    weights.push_back(to_host(View<const float>(trainer.model().parameters().weights()), device_runtime()));
+  }
+  CHECK(weights[0] == weights[1]);
+}
+
 TEST_CASE("trainer: a run moves from the CPU to the device and back", "[trainer]") {
   Lab lab;
-  lab.train("a", {}, 10);
+  lab.train("a", {"device=cpu"}, 10);
   CHECK(lab.train("a", kDevice, 18, RunAccess::resume).steps == 18);
   const TrainResult end = lab.train("a", {"device=cpu"}, {}, RunAccess::resume);
   CHECK(end.steps == 24);
   CHECK(std::isfinite(end.final_step->loss));
   // The same 24 steps on the CPU alone: what the device changes are the last bits of sums.
-  lab.train("b");
+  lab.train("b", {"device=cpu"});
   CHECK(std::abs(lab.observer.mse.back() - lab.observer.mse.at(2)) <= 0.1 * lab.observer.mse.at(2));
 }
 
 TEST_CASE("trainer: the device learns as the CPU does", "[trainer]") {
   Lab lab(40, 13, 10, 3);
-  lab.train("cpu");
+  lab.train("cpu", {"device=cpu"});
   const double cpu = lab.observer.mse.back();
   lab.train("device", kDevice);
   CHECK(std::abs(lab.observer.mse.back() - cpu) <= 0.1 * cpu);

@@ -116,6 +116,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
       throw simt::Error("simt: the capture of stream '" + *stream->name +
                         "' ends before it waits for stream '" + *d.capture->forks[0]->name +
                         "', whose last operation is " + d.capture->nodes.back().name);
+    if (simt::options().captures_fail) {
+      simt::end_capture();
+      return cudaErrorStreamCaptureInvalidated;
+    }
     *graph = new CUgraph_st{std::move(d.capture->nodes)};
     simt::graphs().push_back(std::make_shared<CUgraph_st>(**graph));
     simt::end_capture();
@@ -129,8 +133,11 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* runnable, cudaGraph_t graph, u
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  const uint64_t operations = simt::host_calls().operations;
   for (const simt::GraphNode& node : graph->nodes)
     simt::enqueue(stream, node.name, node.accesses, node.function, node.at, node.work, node.arguments);
+  simt::host_calls().operations = operations;
+  ++simt::host_calls().graphs;
   return cudaSuccess;
 }
 

@@ -46,6 +46,7 @@ struct Options {
   bool check_order = true;                 // report accesses that no event or wait puts in order
   size_t device_bytes = size_t(8) << 30;   // of the emulated device
   size_t closed_bytes = size_t(64) << 20;  // allocations up to this size are closed to host code
+  bool captures_fail = false;              // as where a library does what a capture does not allow
 };
 
 // The options in force; at first from SIMT_POLICY, SIMT_ORDER and SIMT_SEED (the names above, in-order with a

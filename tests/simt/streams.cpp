@@ -230,6 +230,7 @@ void enqueue(CUstream_st* handle, std::string name, std::vector<Access> accesses
     if (stream.capturing)
       return capture_node(stream, {std::move(name), at, std::move(accesses), std::move(function), work,
                                    std::move(arguments)});
+    ++host_calls().operations;
     stream.clock.join(d.host);
     d.host.tick(0);
     QueueItem item;

@@ -99,11 +99,14 @@ std::string difference_of_captures(CUgraph_st* first, CUgraph_st* second);
 // Copies of the graphs captured since reset(), in order.
 const std::vector<std::shared_ptr<CUgraph_st>>& captured_graphs();
 
-// Calls that a step must not make, since the program began.
+// What the host has asked of the device since the program began; the first two a step must not.
 struct HostCalls {
   uint64_t synchronising = 0;  // the host waits for a stream, or copies to or from pageable memory
   uint64_t allocating = 0;     // memory, streams, events made or freed
   uint64_t waits_on_events = 0;
+  // Kernels, library calls, copies and memsets given to a stream one by one, outside of captures and graphs.
+  uint64_t operations = 0;
+  uint64_t graphs = 0;  // launched
 };
 HostCalls& host_calls();
 size_t queued_operations();  // that no stream has done yet

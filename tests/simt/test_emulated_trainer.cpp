@@ -6,6 +6,7 @@
 #include "device_testing.hpp"
 #include "engine/evaluate.hpp"
 #include "expect_error.hpp"
+#include "kernels/core/copy.hpp"
 #include "lab.hpp"
 
 namespace vqlab::testing {
@@ -172,8 +173,8 @@ TEST_CASE("trainer: in less precision five steps have the bits of the CPU", "[em
 
 TEST_CASE("trainer: each device resumes the other's checkpoint to the same bits", "[emulated]") {
   Lab lab;
-  const std::string expected = lab.train("cpu", {}, 12).weights_sha256;
-  lab.train("a", {}, 5);
+  const std::string expected = lab.train("cpu", {"device=cpu"}, 12).weights_sha256;
+  lab.train("a", {"device=cpu"}, 5);
   CHECK(lab.train("a", {"device=cuda"}, 12, RunAccess::resume).weights_sha256 == expected);
   lab.train("b", {"device=cuda"}, 5);
   CHECK(lab.train("b", {"device=cpu"}, 12, RunAccess::resume).weights_sha256 == expected);
@@ -198,17 +199,36 @@ TEST_CASE("runtime: without cuDNN no device is used and cuda does not fall back"
 
 namespace {
 
-// Steps with an evaluation in between, which shares streams and model.
-Trace trace_with_evaluation(const Config& config, const ImageSet& set, int steps, bool graph) {
-  const Runtime& runtime = device_runtime();
-  Trainer trainer(config, runtime, {&set, 0, set.count});
-  if (graph) trainer.use_graph();
+// How steps are given to a device.
+struct Way {
+  bool graph;
+  Residency residency;
+  std::string text() const {
+    return std::string(graph ? "as a graph" : "op by op") +
+           (residency == Residency::resident ? ", resident images" : ", streamed images");
+  }
+};
+constexpr Way kWays[] = {{true, Residency::resident},
+                         {true, Residency::streamed},
+                         {false, Residency::resident},
+                         {false, Residency::streamed}};
+
+// Steps with an evaluation in between, which shares streams and model. The run may have been resumed.
+Trace trace_with_evaluation(const Runtime& runtime, const Config& config, const ImageSet& set, int steps,
+                            Way way, int64_t first = 0) {
+  Trainer trainer(config, runtime, {&set, 0, set.count}, way.residency);
+  if (way.graph) trainer.use_graph([](const std::string& why) { FAIL(why); });
+  trainer.resume_at(first, 0, 0);
   for (int i = 0; i < steps; ++i) {
     trainer.step();
     if (i == steps / 2) (void)evaluate(trainer.model(), runtime, {&set, 0, 8}, trainer.variance());
   }
+  CHECK(trainer.has_graph() == (way.graph && runtime.device() == Device::cuda));
   Trace result;
-  for (const StepMetrics& m : trainer.take_metrics()) result.losses.push_back(m.reconstruction);
+  for (const StepMetrics& m : trainer.take_metrics()) {
+    result.losses.push_back(m.reconstruction);
+    result.losses.push_back(m.learning_rate);
+  }
   result.codes = to_host(View<const int32_t>(trainer.model().quantizer().codes()), runtime);
   result.codebook = to_host(trainer.model().quantizer().codebook(), runtime);
   result.weights = to_host(View<const float>(trainer.model().parameters().weights()), runtime);
@@ -224,21 +244,156 @@ Config graph_config(const std::vector<std::string>& more = {}) {
 
 }  // namespace
 
-// With restarts, flips, k-means on the way and a learning rate that changes in each step.
-TEST_CASE("trainer: as a graph the step has the bits of the eager step", "[emulated][streams]") {
-  const ImageSet set = synthetic_images(24, 8, 8, 3, 1);
+// With restarts, flips, k-means on the way, a learning rate that changes in each step, and epochs that drop
+// three images.
+TEST_CASE("trainer: as a graph the step has the bits of the CPU", "[emulated][streams]") {
+  const ImageSet set = synthetic_images(27, 8, 8, 3, 1);
+  const Runtime cpu("cpu", 2);
   for (const char* kind : {"vq_ema", "vq_loss", "vq_cosine", "fsq", "none", "with labels"}) {
     const Config config =
         graph_config(kind == std::string("with labels") ? joint_overrides()
                                                         : std::vector{std::string("quantizer.kind=") + kind});
+    const Trace expected = trace_with_evaluation(cpu, config, set, 9, {false, Residency::streamed});
     for_few_schedules([&] {
-      INFO(kind);
-      const Trace eager = trace_with_evaluation(config, set, 9, false);
-      CHECK(simt::captured_graphs().empty());
-      CHECK(trace_with_evaluation(config, set, 9, true) == eager);
-      CHECK(simt::captured_graphs().size() == 1);
+      for (const Way& way : kWays) {
+        INFO(kind << ", " << way.text());
+        CHECK(trace_with_evaluation(device_runtime(), config, set, 9, way) == expected);
+      }
+      CHECK(simt::captured_graphs().size() == 2);
     });
   }
+}
+
+// Scalars of 64 steps are given to the device at a time: from a step in the middle of them on, over their
+// end.
+TEST_CASE("trainer: a graph goes on over the end of the planned steps", "[emulated][streams]") {
+  const ImageSet set = synthetic_images(27, 8, 8, 1, 1);
+  const Runtime cpu("cpu", 2);
+  const Config config = graph_config({"quantizer.initialisation=uniform", "train.epochs=100"});
+  const int steps = int(kPlannedSteps) + 6;
+  const Trace expected = trace_with_evaluation(cpu, config, set, steps, {false, Residency::resident}, 37);
+  for_few_schedules(
+      [&] { CHECK(trace_with_evaluation(device_runtime(), config, set, steps, kWays[0], 37) == expected); });
+}
+
+// With resident images: the graph, and once every 64 steps the scalars of the next ones. With streamed ones
+// also the copy of the batch (and of its labels), begin_step and image_input.
+TEST_CASE("trainer: the host launches a step once", "[emulated][streams]") {
+  const ImageSet set = synthetic_images(27, 8, 8, 1, 1);
+  for (const bool labels : {false, true})
+    for (const Residency residency : {Residency::resident, Residency::streamed}) {
+      INFO("labels " << labels << ", resident " << (residency == Residency::resident));
+      simt::reset({.order = simt::Order::lazy});
+      Trainer trainer(graph_config(labels ? joint_overrides() : std::vector<std::string>()), device_runtime(),
+                      {&set, 0, set.count}, residency);
+      trainer.use_graph();
+      for (int i = 0; i < 8; ++i) trainer.step();  // k-means, then the capture
+      trainer.report();
+      const uint64_t eager = residency == Residency::resident ? 0 : labels ? 4 : 3;
+      const simt::HostCalls before = simt::host_calls();
+      for (uint64_t i = 1; i <= 10; ++i) {
+        trainer.step();
+        CHECK(simt::host_calls().graphs - before.graphs == i);
+        CHECK(simt::host_calls().operations - before.operations == i * eager);
+      }
+      trainer.report();
+    }
+  simt::reset({.order = simt::Order::lazy});
+  Trainer trainer(graph_config({"quantizer.initialisation=uniform"}), device_runtime(), {&set, 0, set.count});
+  trainer.use_graph();
+  for (int i = 0; i < 4; ++i) trainer.step();
+  const simt::HostCalls before = simt::host_calls();
+  for (int i = 4; i < int(kPlannedSteps) + 4; ++i) trainer.step();
+  CHECK(simt::host_calls().graphs - before.graphs == uint64_t(kPlannedSteps));
+  CHECK(simt::host_calls().operations - before.operations == 1 + 2);  // and the reading of the metrics
+  trainer.report();
+  simt::reset({});
+}
+
+// As where a library allocates while it is captured.
+TEST_CASE("trainer: what cannot be captured runs op by op, and one line says so", "[emulated][streams]") {
+  const ImageSet set = synthetic_images(27, 8, 8, 1, 1);
+  for (const Residency residency : {Residency::resident, Residency::streamed}) {
+    const Trace expected =
+        trace_with_evaluation(device_runtime(), graph_config(), set, 9, {false, residency});
+    for_few_schedules([&] {
+      simt::Options options = simt::options();
+      options.captures_fail = true;
+      simt::reset(options);
+      std::vector<std::string> told;
+      Trainer trainer(graph_config(), device_runtime(), {&set, 0, set.count}, residency);
+      trainer.use_graph([&](const std::string& why) { told.push_back(why); });
+      for (int i = 0; i < 9; ++i) trainer.step();
+      REQUIRE(told.size() == 1);
+      CHECK(told[0].find("cudaStreamEndCapture") != std::string::npos);
+      CHECK(!trainer.has_graph());
+      CHECK(to_host(View<const float>(trainer.model().parameters().weights()), device_runtime()) ==
+            expected.weights);
+    });
+  }
+  simt::reset({});
+}
+
+TEST_CASE("graph: what fails while it is captured leaves the stream usable", "[emulated][streams]") {
+  for_few_schedules([] {
+    const DeviceArray<float> a(std::vector<float>{1.0f, 2.0f}), b(2);
+    require_error(ErrorKind::failed, "planted", "here", [&] {
+      Graph(device_stream(), [&] {
+        run(CopyOp{.output = b.view(), .input = a.view()}, device_stream());
+        throw Error(ErrorKind::failed, "planted", "a hint", "here");
+      });
+    });
+    run(CopyOp{.output = b.view(), .input = a.view()}, device_stream());
+    CHECK(b.download() == std::vector<float>{1.0f, 2.0f});
+  });
+}
+
+namespace {
+
+// Leaves the device room for the model of the lab's runs, and 8 KiB: their images take 4.8.
+void shrink_device(const Lab& lab) {
+  const Config config = parse_config(tiny_config(lab.data()), "tiny", {});
+  const TrainingData data = load_training_data(config);
+  Model model(config, {8, 8, 1}, config.train.batch_size, data.training().count(), Mode::training);
+  int64_t left = device_runtime().available_device_bytes() - (8 << 10);
+  for (const auto& [name, bytes] : model.memory_budget(Device::cuda)) left -= bytes;
+  simt::Options options;
+  options.device_bytes -= size_t(left);
+  simt::reset(options);
+}
+
+}  // namespace
+
+TEST_CASE("trainer: runs take the graph by default, with or without room for their images", "[emulated]") {
+  Lab lab;
+  const auto told = [&](const char* what) {
+    return std::count_if(lab.observer.notes.begin(), lab.observer.notes.end(),
+                         [&](const std::string& line) { return line.find(what) != std::string::npos; });
+  };
+  const std::string expected = lab.train("cpu", {"device=cpu"}, 14).weights_sha256;
+  CHECK(told("read where they are") == 1);
+  const std::vector<std::string> cuda = {"device=cuda"};
+  const uint64_t graphs = simt::host_calls().graphs;
+  CHECK(lab.train("default", cuda, 14).weights_sha256 == expected);
+  CHECK(told("stay on the GPU") == 1);
+  CHECK(simt::host_calls().graphs > graphs);
+  for (const Way& way : kWays) {
+    INFO(way.text());
+    if (way.residency == Residency::streamed) shrink_device(lab);
+    const uint64_t before = simt::host_calls().graphs;
+    lab.graph = way.graph;
+    CHECK(lab.train(way.text(), cuda, 14).weights_sha256 == expected);
+    CHECK((simt::host_calls().graphs > before) == way.graph);
+    simt::reset({});
+  }
+  CHECK(told("come from the host batch by batch") == 2);
+  simt::Options options;
+  options.captures_fail = true;
+  simt::reset(options);
+  lab.graph = true;
+  CHECK(lab.train("failing", cuda, 14).weights_sha256 == expected);
+  CHECK(told("no graph, ops are launched one by one: the step cannot be captured: cuda") == 1);
+  simt::reset({});
 }
 
 // What a graph keeps of the step it was captured in is the same in every other.
@@ -262,13 +417,15 @@ TEST_CASE("trainer: no number that varies by step is kept by the graph", "[emula
 // The host waits for events of uploads two steps ago, which keeps it from running away, and for nothing else.
 TEST_CASE("trainer: a step neither waits for the device nor allocates", "[emulated][streams]") {
   const ImageSet set = synthetic_images(24, 8, 8, 1, 1);
-  for (const auto& [graph, overrides] : std::vector<std::pair<bool, std::vector<std::string>>>{
-           {false, {}}, {true, {}}, {false, joint_overrides()}, {true, joint_overrides()}}) {
+  std::vector<std::pair<Way, std::vector<std::string>>> cases;
+  for (const Way& way : kWays) cases.insert(cases.end(), {{way, {}}, {way, joint_overrides()}});
+  for (const auto& [way, overrides] : cases) {
+    INFO(way.text());
     simt::Options options;
     options.order = simt::Order::lazy;
     simt::reset(options);
-    Trainer trainer(graph_config(overrides), device_runtime(), {&set, 0, set.count});
-    if (graph) trainer.use_graph();
+    Trainer trainer(graph_config(overrides), device_runtime(), {&set, 0, set.count}, way.residency);
+    if (way.graph) trainer.use_graph();
     for (int i = 0; i < 8; ++i) trainer.step();  // k-means, then the capture
     const simt::HostCalls before = simt::host_calls();
     for (int i = 0; i < 10; ++i) {
