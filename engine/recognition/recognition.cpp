@@ -77,6 +77,12 @@ std::vector<int32_t> with_logistic(const Task& task, const FeatureMatrix& traini
                         task.classes);
 }
 
+// What the model itself runs, since that has been tested on this device; null without codes.
+const LookupVariant* trusted_lookup(const TrainedModel& trained) {
+  const RunKernels& kernels = trained.model().kernels();
+  return kernels.lookup.empty() ? nullptr : &find_lookup_variant(trained.runtime().device(), kernels.lookup);
+}
+
 std::vector<int32_t> with_head(const Task& task, const std::string& head, const SplitFeatures& features,
                                const Labelled& labelled) {
   const bool all = int64_t(labelled.places.size()) == task.training.count;
@@ -84,7 +90,8 @@ std::vector<int32_t> with_head(const Task& task, const std::string& head, const 
   const FeatureMatrix& training = all ? features.training() : part;
   const Runtime& runtime = task.trained.runtime();
   if (head == "knn")
-    return nearest_neighbours(runtime, training, labelled.labels, features.test(), kNeighbours);
+    return nearest_neighbours(runtime, training, labelled.labels, features.test(), kNeighbours,
+                              trusted_lookup(task.trained));
   if (head == "mlp")
     return recognise_with_mlp(runtime, training, labelled.labels, features.test(), task.classes, {},
                               task.options.seed);

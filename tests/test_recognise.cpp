@@ -1,0 +1,44 @@
+// A call of recognition as a whole: what it checks before it computes, what its heads see, how it ends early.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "desk.hpp"
+#include "engine/experiment/report.hpp"
+#include "engine/io/png.hpp"
+#include "engine/recognition/knn.hpp"
+#include "engine/recognition/recognition.hpp"
+#include "expect_error.hpp"
+#include "kernels/core/parallel.hpp"
+#include "lab.hpp"
+#include "planted_variant.hpp"
+
+namespace vqlab::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+const auto kSilent = [](const std::string&) {};
+
+}  // namespace
+
+TEST_CASE("knn: runs the lookup that it is given", "[unit]") {
+  static int calls = 0;
+  const auto planted = planted_variant<LookupOp>([](const LookupOp& op, Stream) {
+    ++calls;
+    LookupOp plain = op;
+    plain.variant = nullptr;
+    run_cpu(plain);
+  });
+  const Runtime runtime("cpu", 0);
+  const FeatureMatrix training{.rows = 600, .dims = 3, .values = normal_floats(1800, 1)},
+      queries{.rows = 20, .dims = 3, .values = normal_floats(60, 2)};
+  std::vector<int32_t> labels;
+  for (int32_t i = 0; i < 600; ++i) labels.push_back(i % 7);
+  CHECK(nearest_neighbours(runtime, training, labels, queries, 5, &planted) ==
+        nearest_neighbours(runtime, training, labels, queries, 5));
+  CHECK(calls == 3);  // pieces of 256 rows
+}
+
+}  // namespace vqlab::testing
