@@ -41,4 +41,26 @@ TEST_CASE("knn: runs the lookup that it is given", "[unit]") {
   CHECK(calls == 3);  // pieces of 256 rows
 }
 
+TEST_CASE("cli: SIGINT ends recognition that trains with a message and leaves nothing behind", "[cli]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("a") + "--json"));
+  fs::create_directories(desk / "tmp");
+  // A thousand draws are far longer than the wait.
+  const std::string script = "TMPDIR=" + (desk / "tmp") + " " + VQLAB_BINARY + " recognise " + (desk / "a") +
+                             " --head finetune --labels 20 --draws 1000 --json >" + (desk / "out") + " 2>" +
+                             (desk / "err") + " & p=$!; for i in $(seq 200); do [ -n \"$(ls " +
+                             (desk / "tmp") +
+                             ")\" ] && break; sleep 0.05; done; "
+                             "kill -INT $p; wait $p; exit $?";
+  const int status = std::system(("bash -c '" + script + "'").c_str());
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 130);
+  std::ifstream file(desk / "err");
+  const std::string err((std::istreambuf_iterator<char>(file)), {});
+  INFO(err);
+  CHECK(err.find("error: stopped by SIGINT") != std::string::npos);
+  CHECK(err.find("hint: run the command again") != std::string::npos);
+  CHECK(fs::is_empty(desk / "tmp"));
+}
+
 }  // namespace vqlab::testing

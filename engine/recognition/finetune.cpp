@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "engine/evaluate.hpp"
+#include "engine/stop_signals.hpp"
 #include "engine/training.hpp"
 #include "logistic.hpp"
 
@@ -31,6 +32,13 @@ class TemporaryRun {
  private:
   const std::string path_;
 };
+
+// Half-trained weights are no answer.
+void stop_if_asked() {
+  if (const int signal = StopSignals::caught(); signal != 0)
+    throw Error(stopped_by(signal), fmt::format("stopped by {}", signal == SIGINT ? "SIGINT" : "SIGTERM"),
+                "run the command again: it keeps nothing", "recognise");
+}
 
 class SilentObserver : public TrainObserver {
  public:
@@ -75,15 +83,13 @@ std::vector<int32_t> recognise_by_training(const TrainedModel& trained, const Fi
   // The checkpoint's directory is RUN/ckpt/NAME.
   const fs::path checkpoint = fs::canonical(trained.checkpoint().directory());
   SilentObserver silent;
-  const TrainResult result =
-      train({.config = finetune_config(trained, options, options.from_run ? checkpoint.string() : ""),
-             .run = run.path(),
-             .access = RunAccess::create,
-             .max_steps = std::nullopt,
-             .command = "recognise"},
-            silent);
-  if (result.signal != 0)  // half-trained weights are no answer
-    throw Error(ErrorKind::failed, "training was stopped by a signal", "run the command again", "recognise");
+  train({.config = finetune_config(trained, options, options.from_run ? checkpoint.string() : ""),
+         .run = run.path(),
+         .access = RunAccess::create,
+         .max_steps = std::nullopt,
+         .command = "recognise"},
+        silent);
+  stop_if_asked();
   TrainedModel classifier(run.path(), "last", "", -1);
   const NamedSplit test = load_split(classifier.config(), "test", classifier.facts());
   std::vector<int32_t> found;
@@ -94,6 +100,7 @@ std::vector<int32_t> recognise_by_training(const TrainedModel& trained, const Fi
                  options.classes);
              found.insert(found.end(), batch.begin(), batch.begin() + count);
            });
+  stop_if_asked();
   return found;
 }
 

@@ -14,7 +14,8 @@ struct FinetuneOptions {
 };
 
 // The net without quantizer and decoder, trained with Adam on a cosine schedule, in a temporary run
-// directory; its last weights give the classes of the test images. Throws as train() does.
+// directory; its last weights give the classes of the test images. Throws as train() does, and an
+// Error of stopped_by() after a signal.
 std::vector<int32_t> recognise_by_training(const TrainedModel& trained, const FinetuneOptions& options);
 
 }  // namespace vqlab

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "engine/data/labels.hpp"
+#include "engine/stop_signals.hpp"
 #include "finetune.hpp"
 #include "knn.hpp"
 #include "logistic.hpp"
@@ -202,6 +203,7 @@ std::vector<RecognitionRow> recognise(TrainedModel& trained, const RecognitionOp
     for (const std::string& head : options.heads)
       if (head == "logistic" || head == "mlp") add(head);
   }
+  const StopSignals signals;
   for (const std::string& head : options.heads)
     if (among(kImageHeads, head))
       for (const int64_t budget : options.labels)
