@@ -41,6 +41,38 @@ TEST_CASE("knn: runs the lookup that it is given", "[unit]") {
   CHECK(calls == 3);  // pieces of 256 rows
 }
 
+TEST_CASE("recognition: training the encoder sees the images that the other heads see", "[unit]") {
+  Lab lab(176);  // of which training holds 16 back
+  lab.train("a");
+  TrainedModel trained(lab.run("a"), "last", "cpu", 0);
+  const auto rows = recognise(trained, {.heads = {"scratch"}, .labels = {176, 0}, .draws = 1}, kSilent);
+  REQUIRE(rows.size() == 2);
+  CHECK(rows[0].labels == 176);
+  CHECK(rows[1].labels == 176);
+  CHECK(rows[0].predictions == rows[1].predictions);
+}
+
+TEST_CASE("recognition: trains with the threads and the seed of the call and leaves no trace", "[unit]") {
+  Lab lab;
+  lab.train("a", {"train.epochs=1"});
+  const TemporaryDirectory temporary;
+  setenv("TMPDIR", temporary.path().c_str(), 1);
+  const std::string foreign = temporary / fmt::format("vqlab-finetune-{}", getpid());
+  fs::create_directories(foreign);
+  std::ofstream(foreign + "/thesis.tex") << "keep me";
+  TrainedModel trained(lab.run("a"), "last", "cpu", 1);
+  const auto accuracy = [&](int64_t draws, uint64_t seed) {
+    const RecognitionOptions options{.heads = {"scratch"}, .labels = {20}, .draws = draws, .seed = seed};
+    return recognise(trained, options, kSilent)[0].accuracy;
+  };
+  const double first = accuracy(1, 0), second = 2.0 * accuracy(2, 0) - first;
+  CHECK(worker_count() == 1);
+  CHECK(std::abs(accuracy(1, 1) - second) > 1e-9);  // the next seed's first draw is not this one's second
+  unsetenv("TMPDIR");
+  CHECK(fs::exists(foreign + "/thesis.tex"));
+  CHECK(std::distance(fs::directory_iterator(temporary.path()), fs::directory_iterator()) == 1);
+}
+
 TEST_CASE("cli: SIGINT ends recognition that trains with a message and leaves nothing behind", "[cli]") {
   const Desk desk;
   json_of(run_vqlab(desk.train("a") + "--json"));

@@ -7,7 +7,7 @@ namespace vqlab {
 
 struct FinetuneOptions {
   bool from_run = true;  // the encoder starts from the run's weights, else from random ones
-  int64_t labels = 0;    // training images, equally many of each class; 0 = all but the validation images
+  int64_t labels = 0;    // training images, equally many of each class; 0 = all, none is held back
   int64_t classes = 0;
   uint64_t seed = 0;
   int64_t epochs = 10, least_steps = 600;

@@ -111,6 +111,12 @@ int64_t draws_of(const RecognitionOptions& options, int64_t budget) {
   return options.draws > 0 ? options.draws : budget < kManyLabels ? 5 : 3;
 }
 
+// Of what trains with a draw. Two seeds have no draw in common.
+uint64_t seed_of(uint64_t seed, int64_t number) {
+  constexpr uint64_t kMostDraws = 1000;
+  return seed * kMostDraws + uint64_t(number);
+}
+
 // One row: `find` gives the classes of the test images for a draw.
 RecognitionRow row_of(const Task& task, const std::string& feature, const std::string& head, int64_t budget,
                       const ProgressSink& progress,
@@ -211,7 +217,7 @@ std::vector<RecognitionRow> recognise(TrainedModel& trained, const RecognitionOp
           return recognise_by_training(trained, {.from_run = head == "finetune",
                                                  .labels = budget,
                                                  .classes = classes,
-                                                 .seed = options.seed + uint64_t(number)});
+                                                 .seed = seed_of(options.seed, number)});
         }));
   return rows;
 }

@@ -16,7 +16,8 @@ struct RecognitionOptions {
   // features.
   std::vector<std::string> heads = {"logistic"};
   std::vector<int64_t> labels = {0};  // label budgets, in images, equally many of each class; 0 = all
-  int64_t draws = 0;  // label sets drawn for each budget; 0 = 5, or 3 from 1000 labels on; always 1 for all
+  int64_t draws = 0;  // label sets drawn for each budget, up to 1000; 0 = 5, or 3 from 1000 labels on;
+                      // always 1 for all
   uint64_t seed = 0;  // keys the draws
 };
 
