@@ -23,6 +23,29 @@ const auto kSilent = [](const std::string&) {};
 
 }  // namespace
 
+TEST_CASE("recognition: what cannot work is refused before anything is computed", "[bad-input]") {
+  Lab lab;
+  lab.train("a", {"loss.classifier_weight=1", "loss.reconstruction_weight=0"});
+  ImageSet train = synthetic_images(80, 8, 8, 1, 1);
+  for (size_t i = 0; i < 80; ++i)
+    if (train.labels[i] == 7 && i > 10) train.labels[i] = 8;
+  write_idx_set(lab.data(), train, synthetic_images(24, 8, 8, 1, 2));
+  TrainedModel trained(lab.run("a"), "last", "cpu", 0);
+  const auto refuse = [&](const std::string& what, const std::string& where,
+                          const RecognitionOptions& options) {
+    int64_t rows = 0;
+    require_error(ErrorKind::usage, what, where,
+                  [&] { recognise(trained, options, [&](const std::string&) { ++rows; }); });
+    CHECK(rows == 0);
+  };
+  refuse("feature dec_h needs a decoder", trained.checkpoint().directory(),
+         {.features = {"pixels", "dec_h"}, .heads = {"knn"}});
+  refuse("more than there are of class 7", "labels",
+         {.features = {"pixels"}, .heads = {"knn"}, .labels = {10, 20}});
+  refuse("5 neighbours of 4 labelled images", "knn",
+         {.features = {"pixels"}, .heads = {"knn"}, .labels = {10, 4}});
+}
+
 TEST_CASE("knn: runs the lookup that it is given", "[unit]") {
   static int calls = 0;
   const auto planted = planted_variant<LookupOp>([](const LookupOp& op, Stream) {

@@ -139,26 +139,39 @@ RecognitionRow row_of(const Task& task, const std::string& feature, const std::s
 }
 
 constexpr std::string_view kFeatureHeads[] = {"logistic", "knn", "mlp"};
-constexpr std::string_view kImageHeads[] = {"finetune", "scratch"};
 
 template <class Heads>
 bool among(const Heads& heads, const std::string& name) {
   return std::find(std::begin(heads), std::end(heads), name) != std::end(heads);
 }
 
-void require_options(const RecognitionOptions& options, const ImageSet& training) {
-  for (const std::string& head : options.heads)
-    if (!among(kFeatureHeads, head) && !among(kImageHeads, head))
+// All that can be known to fail, before anything is computed: a call may take hours.
+void require_options(const Task& task) {
+  const RecognitionOptions& options = task.options;
+  bool needs_features = false;
+  for (const std::string& head : options.heads) {
+    needs_features |= among(kFeatureHeads, head);
+    if (!among(kFeatureHeads, head) && !trains_the_encoder(head))
       throw Error(ErrorKind::usage, "unknown head '" + head + "'",
                   "choose among logistic, knn, mlp, finetune, scratch", "--head");
-  for (const std::string& feature : options.features) find_feature(feature);
-  for (const int64_t budget : options.labels)
-    if (budget < 0 || budget > training.count)
-      throw Error(ErrorKind::usage, fmt::format("{} labels of {} training images", budget, training.count),
+  }
+  for (const std::string& feature : options.features) {
+    find_feature(feature);
+    if (needs_features) require_feature(task.trained, feature);
+  }
+  for (const int64_t budget : options.labels) {
+    if (budget < 0 || budget > task.training.count)
+      throw Error(ErrorKind::usage,
+                  fmt::format("{} labels of {} training images", budget, task.training.count),
                   "ask for fewer labels, or for all", "--labels");
+    const int64_t labelled = int64_t(draw(task, budget, 0).places.size());
+    if (among(options.heads, "knn")) require_neighbours(kNeighbours, labelled);
+  }
 }
 
 }  // namespace
+
+bool trains_the_encoder(const std::string& head) { return head == "finetune" || head == "scratch"; }
 
 ImageSet load_labelled(const TrainedModel& trained, Split split) {
   const Config& config = trained.config();
@@ -189,8 +202,8 @@ std::vector<RecognitionRow> recognise(TrainedModel& trained, const RecognitionOp
   const int64_t classes = count_classes(training, path);
   require_classes(training, classes, path);
   require_classes(test, classes, path);
-  require_options(options, training);
   const Task task{trained, training, test, classes, options};
+  require_options(task);
   std::vector<RecognitionRow> rows;
   for (const std::string& feature : options.features) {
     if (std::none_of(options.heads.begin(), options.heads.end(),
@@ -211,7 +224,7 @@ std::vector<RecognitionRow> recognise(TrainedModel& trained, const RecognitionOp
   }
   const StopSignals signals;
   for (const std::string& head : options.heads)
-    if (among(kImageHeads, head))
+    if (trains_the_encoder(head))
       for (const int64_t budget : options.labels)
         rows.push_back(row_of(task, "image", head, budget, progress, [&](int64_t number) {
           return recognise_by_training(trained, {.from_run = head == "finetune",
