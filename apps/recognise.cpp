@@ -83,9 +83,9 @@ class RecogniseCommand : public Command {
     if (!output_.empty()) write_pictures(trained, rows, json);
     if (untrained_) {
       options.features = {"enc_h"};
+      std::erase_if(options.heads, trains_the_encoder);  // from random weights: the head `scratch`
       const auto first = load_trained(run_, "step-00000000", common);
       for (RecognitionRow& row : recognise(*first, options, progress)) {
-        if (row.feature == "image") continue;  // does not depend on the run's weights, or is measured above
         row.feature = "enc_h, untrained";
         rows.push_back(row);
       }

@@ -21,6 +21,12 @@ namespace fs = std::filesystem;
 
 const auto kSilent = [](const std::string&) {};
 
+int64_t count_of(const std::string& text, const std::string& part) {
+  int64_t count = 0;
+  for (size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
 }  // namespace
 
 TEST_CASE("recognition: what cannot work is refused before anything is computed", "[bad-input]") {
@@ -116,6 +122,18 @@ TEST_CASE("cli: SIGINT ends recognition that trains with a message and leaves no
   CHECK(err.find("error: stopped by SIGINT") != std::string::npos);
   CHECK(err.find("hint: run the command again") != std::string::npos);
   CHECK(fs::is_empty(desk / "tmp"));
+}
+
+TEST_CASE("cli: the untrained encoder is asked for its features alone", "[cli]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("a") + "--json"));
+  const CommandResult result =
+      run_vqlab("recognise " + (desk / "a") +
+                " --features pixels --head knn,scratch --labels 20 --draws 1 --untrained --json");
+  const Json json = json_of(result);
+  REQUIRE(json.at("rows").items().size() == 3);
+  CHECK(json.at("rows").items()[2].at("feature").as_string() == "enc_h, untrained");
+  CHECK(count_of(result.err, "image, scratch") == 1);
 }
 
 }  // namespace vqlab::testing
