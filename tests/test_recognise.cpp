@@ -136,4 +136,22 @@ TEST_CASE("cli: the untrained encoder is asked for its features alone", "[cli]")
   CHECK(count_of(result.err, "image, scratch") == 1);
 }
 
+TEST_CASE("cli: pictures of another size and options of the comparison are no prediction", "[bad-input]") {
+  const Desk desk;
+  json_of(run_vqlab(desk.train("a") + "--json"));
+  const std::vector<uint8_t> pixels(80, 100);
+  write_png(desk / "new.png", {pixels.data(), {8, 8, 1}});
+  write_png(desk / "tall.png", {pixels.data(), {10, 8, 1}});
+  const std::string recognise = "recognise " + (desk / "a") + " ";
+  require_failure(
+      run_vqlab(recognise + "--predict " + (desk / "new.png") + " --predict " + (desk / "tall.png")), 3,
+      "the picture has 10 x 8 pixels, the model was trained on 8 x 8 (" + (desk / "tall.png") + ")",
+      "resize it first");
+  CHECK_FALSE(fs::exists(desk / "a/head-dec_h.safetensors"));  // said before a head is fitted
+  for (const char* other :
+       {"--head knn", "--labels 20", "--untrained", "-o pictures", "--features z_q,dec_h"})
+    require_failure(run_vqlab(recognise + other + " --predict " + (desk / "new.png")), 2,
+                    "--predict uses a logistic head on one feature", "leave out");
+}
+
 }  // namespace vqlab::testing
