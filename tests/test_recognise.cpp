@@ -102,6 +102,23 @@ TEST_CASE("recognition: trains with the threads and the seed of the call and lea
   CHECK(std::distance(fs::directory_iterator(temporary.path()), fs::directory_iterator()) == 1);
 }
 
+// Heads learn from the validation images too: all their labels are 80, and a net's own 64.
+TEST_CASE("experiment: a net's own classifier stands beside the heads with the most labels", "[unit]") {
+  const auto names = [](int64_t own_labels) {
+    const Json report = parse_json(
+        fmt::format("{{\"runs\": [{{\"training_images\": 64}}], \"recognition\": [{{\"group\": \"vq\", "
+                    "\"feature\": \"z_q\", \"head\": \"knn\", \"labels\": 80, \"accuracy\": "
+                    "{{\"mean\": 0.5, \"min\": 0.5, \"max\": 0.5, \"n\": 1}}}}], \"groups\": "
+                    "[{{\"name\": \"twin\", \"classifier_labels\": {}, \"figures\": {{\"accuracy\": "
+                    "{{\"mean\": 0.9, \"min\": 0.9, \"max\": 0.9, \"n\": 1}}}}}}]}}",
+                    own_labels),
+        "report");
+    return recognition_pictures(report).at(0).svg;
+  };
+  CHECK(names(0).find("twin, own classifier") != std::string::npos);
+  CHECK(names(10).find("twin, own classifier") == std::string::npos);
+}
+
 TEST_CASE("cli: SIGINT ends recognition that trains with a message and leaves nothing behind", "[cli]") {
   const Desk desk;
   json_of(run_vqlab(desk.train("a") + "--json"));
