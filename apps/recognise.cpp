@@ -83,9 +83,9 @@ class RecogniseCommand : public Command {
     if (!output_.empty()) write_pictures(trained, rows, json);
     if (untrained_) {
       options.features = {"enc_h"};
+      std::erase_if(options.heads, trains_the_encoder);  // from random weights: the head `scratch`
       const auto first = load_trained(run_, "step-00000000", common);
       for (RecognitionRow& row : recognise(*first, options, progress)) {
-        if (row.feature == "image") continue;  // does not depend on the run's weights, or is measured above
         row.feature = "enc_h, untrained";
         rows.push_back(row);
       }
@@ -140,17 +140,21 @@ class RecogniseCommand : public Command {
                    names[size_t(c.label)].c_str(), names[size_t(c.found)].c_str());
   }
 
-  // With a logistic head on the first feature, which is kept beside the run.
+  // With a logistic head that is kept beside the run.
   CommandResult predict_images(TrainedModel& trained, const CommonOptions& common,
                                const ProgressSink& progress) {
-    const std::string feature = split_list(features_, "--features")[0];
+    const std::vector<std::string> features = split_list(features_, "--features");
+    if (features.size() > 1 || heads_ != "logistic" || labels_ != "all" || untrained_ || !output_.empty())
+      throw Error(ErrorKind::usage, "--predict uses a logistic head on one feature and all labels",
+                  "leave out --head, --labels, --untrained, -o and all features but one", "--predict");
+    const ImageSet set = read_images(trained);
+    const std::string& feature = features[0];
     const std::string path = fmt::format("{}/head-{}.safetensors", run_, find_feature(feature).name);
     if (!std::filesystem::exists(path)) {
       progress("fitting a head to the training images, once");
       save_head(fit_head(trained, feature, progress), path);
     }
     const RecognitionHead head = load_head(path, trained.checkpoint().weights_sha256());
-    const ImageSet set = read_images(trained);
     const std::vector<float> probabilities = predict(trained, head, {&set, 0, set.count});
     Json json = Json::object();
     json["run"] = run_;

@@ -18,8 +18,7 @@ namespace fs = std::filesystem;
 constexpr int64_t kFormat = 1;
 constexpr int64_t kMaxFileBytes = int64_t(1) << 40;
 constexpr std::array kFiles = {"model.safetensors", "optim.safetensors", "state.json"};
-// Where evaluations use averaged weights, the model's file has those, and the optimiser's the ones in
-// training.
+// Where evaluations use averages, the model's file has those, and the optimiser's what is in training.
 constexpr const char* kInTraining = ".in_training";
 using Contents = std::array<std::string, kFiles.size()>;
 
@@ -79,7 +78,8 @@ std::string encode_model(Model& model, const Runtime& runtime) {
     tensors.add(store.parameters()[id].name, store.parameters()[id],
                 store.averages() ? store.average(id) : store.weight(id), runtime);
   for (size_t id = 0; id < store.buffers().size(); ++id)
-    tensors.add(store.buffers()[id].name, store.buffer(id), runtime);
+    tensors.add(store.buffers()[id].name, store.averages() ? store.buffer_average(id) : store.buffer(id),
+                runtime);
   add_state(tensors, model.quantizer().model_state(), runtime);
   return tensors.encode();
 }
@@ -93,6 +93,8 @@ std::string encode_optimiser(Model& model, const Runtime& runtime) {
     tensors.add(p.name + ".exp_avg_sq", p, store.moment2(id), runtime);
     if (store.averages()) tensors.add(p.name + kInTraining, p, store.weight(id), runtime);
   }
+  for (size_t id = 0; store.averages() && id < store.buffers().size(); ++id)
+    tensors.add(store.buffers()[id].name + kInTraining, store.buffer(id), runtime);
   add_state(tensors, model.quantizer().training_state(), runtime);
   return tensors.encode();
 }
@@ -340,7 +342,9 @@ int64_t Checkpoint::start(Model& model, const Runtime& runtime) const {
     const Buffer& buffer = store.buffers()[id];
     const TensorInfo* info = model_->find(buffer.name);
     if (info == nullptr || info->shape != std::vector<int64_t>{buffer.size}) continue;
-    upload_now(store.buffer(id), model_->floats(buffer.name), runtime);
+    const std::vector<float> values = model_->floats(buffer.name);
+    upload_now(store.buffer(id), values, runtime);
+    if (store.averages()) upload_now(store.buffer_average(id), values, runtime);
     ++fitting;
   }
   return fitting;
@@ -381,8 +385,11 @@ void Checkpoint::restore(Model& model, const Runtime& runtime) const {
     load_parameter(*optimiser_, p.name + ".exp_avg", p, store.moment1(id));
     load_parameter(*optimiser_, p.name + ".exp_avg_sq", p, store.moment2(id));
   }
-  for (size_t id = 0; id < store.buffers().size(); ++id)
-    load_state(*model_, {{store.buffers()[id].name, store.buffer(id), {}}});
+  for (size_t id = 0; id < store.buffers().size(); ++id) {
+    const std::string& name = store.buffers()[id].name;
+    load_state(*model_, {{name, store.averages() ? store.buffer_average(id) : store.buffer(id), {}}});
+    if (store.averages()) load_state(*optimiser_, {{name + kInTraining, store.buffer(id), {}}});
+  }
   Quantizer& quantizer = model.quantizer();
   quantizer.set_initialised(codebook_initialised_);
   load_state(*model_, quantizer.model_state());

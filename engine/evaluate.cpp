@@ -57,7 +57,12 @@ class AveragedWeights {
   AveragedWeights(Model& model, Stream stream) : model_(model), stream_(stream) {
     model.swap_averages(stream);
   }
-  ~AveragedWeights() { model_.swap_averages(stream_); }
+  ~AveragedWeights() {
+    try {
+      model_.swap_averages(stream_);
+    } catch (const Error&) {  // of a device that has failed before, which has been or will be said
+    }
+  }
   AveragedWeights(const AveragedWeights&) = delete;
   AveragedWeights& operator=(const AveragedWeights&) = delete;
 

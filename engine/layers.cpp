@@ -204,7 +204,6 @@ void Dropout::forward(const Pass& pass) {
   if (pass.training())
     run(DropoutOp{.output = output_.value,
                   .input = input_.value,
-                  .rectified = {},
                   .state = step_,
                   .probability = probability_,
                   .seed = seed_,
@@ -218,7 +217,6 @@ void Dropout::backward(Stream stream) {
   if (!input_.gradient) return;
   run(DropoutOp{.output = input_.gradient,
                 .input = output_.gradient,
-                .rectified = {},
                 .state = step_,
                 .probability = probability_,
                 .seed = seed_,

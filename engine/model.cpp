@@ -247,7 +247,7 @@ void Model::update(const View<const int32_t>& poisoned, const View<const Optimiz
   for (Sequential* part : {&encoder_, &decoder_, &upsampling_}) part->update(poisoned, stream);
   if (!parameters_.averages()) return;
   run(AverageWeightsOp{.averages = parameters_.averages(),
-                       .weights = parameters_.weights(),
+                       .weights = parameters_.values(),
                        .optimizer = optimizer,
                        .poisoned = poisoned,
                        .decay = float(config_.train.weight_average)},
@@ -255,7 +255,7 @@ void Model::update(const View<const int32_t>& poisoned, const View<const Optimiz
 }
 
 void Model::swap_averages(Stream stream) {
-  if (parameters_.averages()) run(SwapOp{.a = parameters_.averages(), .b = parameters_.weights()}, stream);
+  if (parameters_.averages()) run(SwapOp{.a = parameters_.averages(), .b = parameters_.values()}, stream);
 }
 
 void Model::set_variance(double variance) {

@@ -54,10 +54,10 @@ class Model {
   // training also their gradients. 0 of a part that the net does not have.
   void measure_loss(const Pass& pass);
   void backward(Stream stream);
-  // After the optimiser: averages of the layers and of the weights. Neither in a poisoned step.
+  // After the optimiser: averages of the layers, and of these and the weights. None in a poisoned step.
   void update(const View<const int32_t>& poisoned, const View<const OptimizerState>& optimizer,
               Stream stream);
-  // The averaged weights and those in training change places, if there are averages: around an evaluation.
+  // The averages and what is in training change places, if there are averages: around an evaluation.
   void swap_averages(Stream stream);
 
   // 1 / variance of the training pixels in [0, 1], for the loss mse_over_variance.

@@ -26,7 +26,7 @@ std::vector<float> swap_inner(const float* src, int64_t A, int64_t P, int64_t B)
 }  // namespace
 
 ParameterStore::Id ParameterStore::add(std::string name, std::vector<int64_t> shape, float bound) {
-  VQ_REQUIRE(!weights_, "parameter '{}' is declared after allocation", name);
+  VQ_REQUIRE(!values_, "parameter '{}' is declared after allocation", name);
   const int64_t offset = size_;
   size_ += whole_groups(elements(shape));
   parameters_.push_back(
@@ -41,7 +41,7 @@ ParameterStore::Id ParameterStore::add_constant(std::string name, std::vector<in
 }
 
 ParameterStore::Id ParameterStore::add_buffer(std::string name, int64_t size, float initial) {
-  VQ_REQUIRE(!weights_, "buffer '{}' is declared after allocation", name);
+  VQ_REQUIRE(!values_, "buffer '{}' is declared after allocation", name);
   buffers_.push_back({.name = std::move(name), .size = size, .initial = initial, .offset = buffers_size_});
   buffers_size_ += whole_groups(size);
   return buffers_.size() - 1;
@@ -49,14 +49,13 @@ ParameterStore::Id ParameterStore::add_buffer(std::string name, int64_t size, fl
 
 void ParameterStore::allocate(const Runtime& runtime, bool training, bool averaged) {
   const auto plan = [&] {
-    weights_ = slab_.take<float>({size_});
-    if (!buffers_.empty()) buffer_values_ = slab_.take<float>({buffers_size_});
+    values_ = slab_.take<float>({size_ + buffers_size_});
     if (!training) return;
     gradients_ = slab_.take<float>({size_});
     moments1_ = slab_.take<float>({size_});
     moments2_ = slab_.take<float>({size_});
     decayed_ = slab_.take<uint8_t>({decay_groups(size_)});
-    if (averaged) averages_ = slab_.take<float>({size_});
+    if (averaged) averages_ = slab_.take<float>({size_ + buffers_size_});
   };
   plan();
   slab_.allocate(runtime);
@@ -80,8 +79,11 @@ void ParameterStore::initialise(uint64_t seed, const Runtime& runtime) {
     if (p.shape.size() == 4)
       std::fill_n(decays.begin() + p.offset / kDecayGroup, decay_groups(elements(p.shape)), uint8_t(1));
   }
-  for (size_t id = 0; id < buffers_.size(); ++id)
-    upload(buffer(id), std::vector<float>(size_t(buffers_[id].size), buffers_[id].initial));
+  for (size_t id = 0; id < buffers_.size(); ++id) {
+    const std::vector<float> values(size_t(buffers_[id].size), buffers_[id].initial);
+    upload(buffer(id), values);
+    if (averages_) upload(buffer_average(id), values);
+  }
   if (decayed_) upload(decayed_, decays);
 }
 
@@ -92,8 +94,8 @@ ParameterStore::Id ParameterStore::find(std::string_view name) const {
   return Id(found - parameters_.begin());
 }
 
-View<float> ParameterStore::buffer(Id id) const {
-  return {buffer_values_ ? buffer_values_.data + buffers_[id].offset : nullptr, {buffers_[id].size}};
+View<float> ParameterStore::buffer_in(const View<float>& values, Id id) const {
+  return {values ? values.data + size_ + buffers_[id].offset : nullptr, {buffers_[id].size}};
 }
 
 View<float> ParameterStore::part(const View<float>& slab, Id id) const {

@@ -38,23 +38,25 @@ class ParameterStore {
   Id add_buffer(std::string name, int64_t size, float initial);
 
   // One slab of weights and the buffers; in training also gradients and the two moments, all zero, and, if
-  // asked, averages of the weights.
+  // asked, averages of weights and buffers.
   void allocate(const Runtime& runtime, bool training, bool averaged = false);
   // Draws the initial weights, keyed by (seed, number of the parameter), and sets the buffers.
   void initialise(uint64_t seed, const Runtime& runtime);
 
   // By name, which must be there.
   Id find(std::string_view name) const;
-  View<float> weight(Id id) const { return part(weights_, id); }
+  View<float> weight(Id id) const { return part(values_, id); }
   View<float> gradient(Id id) const { return part(gradients_, id); }
   View<float> moment1(Id id) const { return part(moments1_, id); }
   View<float> moment2(Id id) const { return part(moments2_, id); }
 
   View<float> average(Id id) const { return part(averages_, id); }
-  View<float> buffer(Id id) const;
+  View<float> buffer(Id id) const { return buffer_in(values_, id); }
+  View<float> buffer_average(Id id) const { return buffer_in(averages_, id); }
 
-  View<float> weights() const { return weights_; }
-  View<float> averages() const { return averages_; }    // of the weights over the steps, or absent
+  View<float> weights() const { return {values_.data, {values_ ? size_ : 0}}; }
+  View<float> values() const { return values_; }        // the weights and behind them the buffers
+  View<float> averages() const { return averages_; }    // of the values over the steps, or absent
   View<float> gradients() const { return gradients_; }  // absent in inference
   View<float> moments1() const { return moments1_; }
   View<float> moments2() const { return moments2_; }
@@ -69,12 +71,13 @@ class ParameterStore {
 
  private:
   View<float> part(const View<float>& slab, Id id) const;
+  View<float> buffer_in(const View<float>& values, Id id) const;
 
   std::vector<Parameter> parameters_;
   std::vector<Buffer> buffers_;
   int64_t size_ = 0, buffers_size_ = 0;  // floats of a slab
   Slab slab_{"parameters"};
-  View<float> weights_, gradients_, moments1_, moments2_, averages_, buffer_values_;
+  View<float> values_, gradients_, moments1_, moments2_, averages_;
   View<uint8_t> decayed_;
 };
 

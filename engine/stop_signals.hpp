@@ -5,7 +5,12 @@
 
 #include <csignal>
 
+#include "kernels/core/check.hpp"
+
 namespace vqlab {
+
+// The kind, and so the exit code, of the error of what a signal ended without a result.
+constexpr ErrorKind stopped_by(int signal) { return ErrorKind(128 + signal); }
 
 // While one lives, the first SIGINT or SIGTERM asks for a clean stop, the second ends the process at once.
 // One inside another shares its signal.

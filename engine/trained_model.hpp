@@ -28,6 +28,7 @@ class TrainedModel {
   const Checkpoint& checkpoint() const { return checkpoint_; }
   const DataFacts& facts() const { return checkpoint_.facts(); }
   Model& model() { return model_; }
+  const Model& model() const { return model_; }
 
   // Throws Error(usage) for a model without a decoder.
   void require_decoder(const std::string& command) const;

@@ -124,6 +124,20 @@ TEST_CASE("hog: a block is clipped between two normalisations", "[unit]") {
   }
 }
 
+TEST_CASE("hog: an orientation has no sign", "[unit]") {
+  for (const bool across : {true, false}) {
+    std::vector<uint8_t> rising, falling;
+    for (int i = 0; i < 64; ++i) {
+      rising.push_back(uint8_t(10 * (across ? i % 8 : i / 8)));
+      falling.push_back(uint8_t(70 - rising.back()));
+    }
+    std::vector<float> up(36), down(36);
+    hog(rising.data(), 8, 8, 1, up.data());
+    hog(falling.data(), 8, 8, 1, down.data());
+    for (size_t i = 0; i < 36; ++i) CHECK(std::abs(up[i] - down[i]) <= 1e-5f);
+  }
+}
+
 // Of the three channels the last has the steepest gradient, upwards 90 of 255 a row: bin 4 of 9, [80, 100)
 // degrees. 8 x 8 pixels, no gradient in the first and the last row: 12 pixels of 180 / 255 in each cell.
 TEST_CASE("hog: the steepest channel counts, and what fills no cell does not", "[unit]") {

@@ -100,14 +100,24 @@ TEST_CASE("joint: normalisation by the averages of training, which the checkpoin
 
 TEST_CASE("joint: averaged weights are evaluated and kept, training goes on with its own", "[unit]") {
   Lab lab;
-  lab.train("plain", {"evaluate.every_epochs=1"});
-  lab.train("averaged", {"evaluate.every_epochs=1", "train.weight_average=0.9"});
-  // The weights in training are the same in both runs, although one was evaluated with others.
+  const std::vector<std::string> averaging = {"model.norm=batch", "train.weight_average=0.9"};
+  lab.train("plain", {"model.norm=batch"});
+  lab.train("averaged", averaging);
+  // What is in training is the same in both runs, although one was evaluated with other weights and
+  // statistics.
   const Checkpoint plain(lab.run("plain"), "last"), averaged(lab.run("averaged"), "last");
-  CHECK(averaged.optimiser_file().floats("encoder.conv1.weight.in_training") ==
-        plain.model_file().floats("encoder.conv1.weight"));
-  CHECK(averaged.model_file().floats("encoder.conv1.weight") !=
-        plain.model_file().floats("encoder.conv1.weight"));
+  for (const std::string name : {"encoder.conv1.weight", "encoder.norm1.running_mean"}) {
+    INFO(name);
+    CHECK(averaged.optimiser_file().floats(name + ".in_training") == plain.model_file().floats(name));
+    CHECK(averaged.model_file().floats(name) != plain.model_file().floats(name));
+  }
+  // The first average keeps 2 / 11 of the start, which is 0 of a mean.
+  lab.train("one step", averaging, 1);
+  const Checkpoint one(lab.run("one step"), "last");
+  const std::vector<float> mean = one.optimiser_file().floats("encoder.norm1.running_mean.in_training"),
+                           average = one.model_file().floats("encoder.norm1.running_mean");
+  for (size_t i = 0; i < mean.size(); ++i)
+    CHECK(std::abs(average[i] - mean[i] * 9.0f / 11.0f) <= 1e-6f * std::abs(mean[i]));
 }
 
 TEST_CASE("joint: without a decoder only labelled images are trained on, and accuracy decides", "[unit]") {

@@ -219,9 +219,11 @@ std::vector<Picture> recognition_pictures(const Json& report) {
     if (it == budgets.series.end()) it = budgets.series.insert(it, {name, {}, true});
     it->points.push_back({double(count_of(row)), 100.0 * s.mean, 100.0 * s.low, 100.0 * s.high, ""});
   }
+  // The most that a net's own classifier sees: it does without the validation images.
+  const int64_t own_most = std::min(most_labels, training_images);
   for (const Json& group : report.at("groups").items())
     if (const Summary s = figure_of(group, "accuracy");
-        s.count > 0 && images_of(group.at("classifier_labels").as_integer()) == most_labels)
+        s.count > 0 && images_of(group.at("classifier_labels").as_integer()) == own_most)
       most.bars.push_back({group.at("name").as_string() + ", own classifier", 100.0 * s.mean, 100.0 * s.low,
                            100.0 * s.high, format_figure("accuracy", s.mean)});
   std::erase_if(budgets.series, [](const ChartSeries& series) { return series.points.size() < 2; });

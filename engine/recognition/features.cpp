@@ -24,12 +24,6 @@ constexpr FeatureEntry kFeatures[] = {
     {"dec_h", "the decoder's map before its first upsampling, a function of the codes alone",
      FeatureSource::decoder}};
 
-void require_source(const TrainedModel& trained, const FeatureEntry& feature) {
-  const std::string name = "feature " + std::string(feature.name);
-  if (feature.source == FeatureSource::codes) trained.require_codes(name);
-  if (feature.source == FeatureSource::decoder) trained.require_decoder(name);
-}
-
 constexpr int64_t kQuarters = 4;
 
 // The size of one image's features.
@@ -128,6 +122,15 @@ const FeatureEntry& find_feature(const std::string& name) {
               "--features");
 }
 
+void require_feature(const TrainedModel& trained, const std::string& name) {
+  const FeatureEntry& feature = find_feature(name);
+  if (feature.source == FeatureSource::codes) trained.require_codes("feature " + name);
+  if (feature.source == FeatureSource::decoder) trained.require_decoder("feature " + name);
+  if (dims_of(name, trained.model()) == 0)
+    throw Error(ErrorKind::usage, "the images are too small for feature " + name, "choose another feature",
+                name);
+}
+
 std::vector<FeatureMatrix> extract_features(TrainedModel& trained, const ImageRange& range,
                                             const std::vector<std::string>& names) {
   Model& model = trained.model();
@@ -137,13 +140,10 @@ std::vector<FeatureMatrix> extract_features(TrainedModel& trained, const ImageRa
   int64_t bytes = 0;
   for (const std::string& name : names) {
     const FeatureEntry& feature = find_feature(name);
-    require_source(trained, feature);
+    require_feature(trained, name);
     encodes |= feature.source != FeatureSource::pixels;
     decodes |= feature.source == FeatureSource::decoder;
     matrices.push_back({.rows = range.count(), .dims = dims_of(name, model), .values = {}});
-    if (matrices.back().dims == 0)
-      throw Error(ErrorKind::usage, "the images are too small for feature " + name, "choose another feature",
-                  name);
     bytes += matrices.back().rows * matrices.back().dims * int64_t(sizeof(float));
   }
   if (bytes > available_bytes())

@@ -31,9 +31,11 @@ std::span<const FeatureEntry> feature_table();
 // Throws Error(usage) with the nearest valid name.
 const FeatureEntry& find_feature(const std::string& name);
 
-// One matrix for each name, in one pass over the images, rows in the order of the range. Throws Error(usage)
-// for an unknown name or a feature that the model does not have, Error(failed) if a value is not finite,
-// Error(resources) if the memory does not suffice.
+// Throws Error(usage) for an unknown name or a feature that the model does not have.
+void require_feature(const TrainedModel& trained, const std::string& name);
+
+// One matrix for each name, in one pass over the images, rows in the order of the range. Throws as
+// require_feature(), Error(failed) if a value is not finite, Error(resources) if the memory does not suffice.
 std::vector<FeatureMatrix> extract_features(TrainedModel& trained, const ImageRange& range,
                                             const std::vector<std::string>& names);
 

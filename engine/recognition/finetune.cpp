@@ -1,11 +1,12 @@
 #include "finetune.hpp"
 
-#include <unistd.h>
-
+#include <cstdlib>
 #include <filesystem>
 
 #include "engine/evaluate.hpp"
+#include "engine/stop_signals.hpp"
 #include "engine/training.hpp"
+#include "kernels/core/parallel.hpp"
 #include "logistic.hpp"
 
 namespace vqlab {
@@ -13,24 +14,32 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Removed with what it holds.
+// The place of a run in a new directory, which is removed with what it holds.
 class TemporaryRun {
  public:
-  TemporaryRun() : path_((fs::temp_directory_path() / fmt::format("vqlab-finetune-{}", getpid())).string()) {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
+  TemporaryRun() : directory_((fs::temp_directory_path() / "vqlab-finetune-XXXXXX").string()) {
+    if (mkdtemp(directory_.data()) == nullptr)
+      throw Error(ErrorKind::resources, "cannot create a temporary directory",
+                  "set TMPDIR to a directory with space that can be written", directory_);
   }
   ~TemporaryRun() {
     std::error_code ignored;
-    fs::remove_all(path_, ignored);
+    fs::remove_all(directory_, ignored);
   }
   TemporaryRun(const TemporaryRun&) = delete;
   TemporaryRun& operator=(const TemporaryRun&) = delete;
-  const std::string& path() const { return path_; }
+  std::string path() const { return directory_ + "/run"; }
 
  private:
-  const std::string path_;
+  std::string directory_;
 };
+
+// Half-trained weights are no answer.
+void stop_if_asked() {
+  if (const int signal = StopSignals::caught(); signal != 0)
+    throw Error(stopped_by(signal), fmt::format("stopped by {}", signal == SIGINT ? "SIGINT" : "SIGTERM"),
+                "run the command again: it keeps nothing", "recognise");
+}
 
 class SilentObserver : public TrainObserver {
  public:
@@ -43,15 +52,18 @@ class SilentObserver : public TrainObserver {
 Config finetune_config(const TrainedModel& trained, const FinetuneOptions& options,
                        const std::string& start) {
   Config config = trained.config();
-  const int64_t images = options.labels > 0 ? options.labels : trained.facts().training_images;
+  const int64_t images =
+      options.labels > 0 ? options.labels : trained.facts().training_images + config.data.validation;
   config.name = "finetune";
   config.seed = int64_t(options.seed);
   config.device = trained.runtime().device() == Device::cpu ? "cpu" : "cuda";
+  config.threads = worker_count();
   config.quantizer.kind = "none";
   config.quantizer.gradient = "straight_through";  // there is nothing to rotate to
   config.loss.reconstruction_weight = 0.0;
   config.loss.classifier_weight = 1.0;
   config.classifier = {.classes = options.classes, .hidden = 0, .dropout = 0.0, .label_smoothing = 0.0};
+  config.data.validation = 0;
   config.data.labels = options.labels;
   config.data.mixup = 0.0;
   TrainConfig& train = config.train;
@@ -75,15 +87,13 @@ std::vector<int32_t> recognise_by_training(const TrainedModel& trained, const Fi
   // The checkpoint's directory is RUN/ckpt/NAME.
   const fs::path checkpoint = fs::canonical(trained.checkpoint().directory());
   SilentObserver silent;
-  const TrainResult result =
-      train({.config = finetune_config(trained, options, options.from_run ? checkpoint.string() : ""),
-             .run = run.path(),
-             .access = RunAccess::create,
-             .max_steps = std::nullopt,
-             .command = "recognise"},
-            silent);
-  if (result.signal != 0)  // half-trained weights are no answer
-    throw Error(ErrorKind::failed, "training was stopped by a signal", "run the command again", "recognise");
+  train({.config = finetune_config(trained, options, options.from_run ? checkpoint.string() : ""),
+         .run = run.path(),
+         .access = RunAccess::create,
+         .max_steps = std::nullopt,
+         .command = "recognise"},
+        silent);
+  stop_if_asked();
   TrainedModel classifier(run.path(), "last", "", -1);
   const NamedSplit test = load_split(classifier.config(), "test", classifier.facts());
   std::vector<int32_t> found;
@@ -94,6 +104,7 @@ std::vector<int32_t> recognise_by_training(const TrainedModel& trained, const Fi
                  options.classes);
              found.insert(found.end(), batch.begin(), batch.begin() + count);
            });
+  stop_if_asked();
   return found;
 }
 

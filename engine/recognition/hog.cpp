@@ -11,7 +11,7 @@ constexpr int64_t kCell = 4, kBins = 9, kBlock = 2;
 constexpr float kClip = 0.2f, kNormEpsilon = 1e-5f;
 
 struct Gradient {
-  float magnitude, angle;  // angle in [0, pi)
+  float magnitude, angle;  // angle in [0, pi], both ends the same orientation
 };
 
 // By central differences, 0 beyond the edges' own; of the channel where it is steepest.
@@ -58,8 +58,7 @@ void hog(const uint8_t* image, int64_t height, int64_t width, int64_t channels, 
   for (int64_t y = 0; y < rows * kCell; ++y)
     for (int64_t x = 0; x < columns * kCell; ++x) {
       const Gradient g = gradient_at(image, height, width, channels, y, x);
-      const int64_t bin =
-          std::min<int64_t>(kBins - 1, int64_t(g.angle / std::numbers::pi_v<float> * float(kBins)));
+      const int64_t bin = int64_t(g.angle / std::numbers::pi_v<float> * float(kBins)) % kBins;
       cells[size_t((y / kCell * columns + x / kCell) * kBins + bin)] += g.magnitude;
     }
   for (int64_t r = 0; r + kBlock <= rows; ++r)

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 
-#include "kernels/codebook/lookup.hpp"
 #include "kernels/core/parallel.hpp"
 
 namespace vqlab {
@@ -41,11 +40,11 @@ VQ_MULTIVERSION double squared_distance(const float* a, const float* b, int64_t 
 // The nearest training row of each piece, for a batch of queries on the device.
 class PieceSearch {
  public:
-  PieceSearch(const Runtime& runtime, const FeatureMatrix& training)
-      : runtime_(runtime), training_(training) {
+  PieceSearch(const Runtime& runtime, const FeatureMatrix& training, const LookupVariant* lookup)
+      : runtime_(runtime), training_(training), lookup_(lookup) {
     const int64_t D = training.dims;
     const auto plan = [&] {
-      rows_ = slab_.take<float>({training.rows, D});
+      piece_ = slab_.take<float>({kPiece, D});
       queries_ = slab_.take<float>({kQueryBatch, D});
       codes_ = slab_.take<int32_t>({kQueryBatch});
       first_bad_row_ = slab_.take<int32_t>({1});
@@ -55,8 +54,6 @@ class PieceSearch {
     plan();
     slab_.allocate(runtime);
     plan();
-    runtime.upload(rows_.data, training.values.data(), rows_.bytes(), runtime.compute());
-    runtime.synchronize(runtime.compute());
   }
   int64_t pieces() const { return (training_.rows + kPiece - 1) / kPiece; }
   // nearest (count, pieces), rows of the training matrix.
@@ -67,11 +64,13 @@ class PieceSearch {
     std::vector<int64_t> nearest(size_t(count * pieces()));
     for (int64_t piece = 0; piece < pieces(); ++piece) {
       const int64_t begin = piece * kPiece, size = std::min(kPiece, training_.rows - begin);
+      runtime_.upload(piece_.data, training_.row(begin), size * D * int64_t(sizeof(float)), stream);
       run(LookupOp{.codes = View<int32_t>(codes_.data, {count}),
                    .first_bad_row = first_bad_row_,
                    .latents = View<const float>(queries_.data, {count, D}),
-                   .codebook = View<const float>(rows_.data + begin * D, {size, D}),
-                   .scratch = scratch_},
+                   .codebook = View<const float>(piece_.data, {size, D}),
+                   .scratch = scratch_,
+                   .variant = lookup_ != nullptr && lookup_->supports(count, size, D) ? lookup_ : nullptr},
           stream);
       const std::vector<int32_t> codes = to_host(View<const int32_t>(codes_.data, {count}), runtime_);
       for (int64_t q = 0; q < count; ++q) nearest[size_t(q * pieces() + piece)] = begin + codes[size_t(q)];
@@ -82,8 +81,9 @@ class PieceSearch {
  private:
   const Runtime& runtime_;
   const FeatureMatrix& training_;
+  const LookupVariant* const lookup_;
   Slab slab_{"nearest neighbours"};
-  View<float> rows_, queries_;
+  View<float> piece_, queries_;
   View<int32_t> codes_, first_bad_row_;
   View<std::byte> scratch_;
 };
@@ -118,16 +118,20 @@ int32_t majority(const std::vector<Neighbour>& neighbours, const std::vector<int
 
 }  // namespace
 
+void require_neighbours(int64_t k, int64_t rows) {
+  if (k > rows)
+    throw Error(ErrorKind::usage, fmt::format("{} neighbours of {} labelled images", k, rows),
+                "ask for more labels, or for another head", "knn");
+}
+
 std::vector<int32_t> nearest_neighbours(const Runtime& runtime, const FeatureMatrix& training,
                                         const std::vector<int32_t>& labels, const FeatureMatrix& queries,
-                                        int64_t k) {
+                                        int64_t k, const LookupVariant* lookup) {
   VQ_REQUIRE(training.dims == queries.dims && int64_t(labels.size()) == training.rows,
              "knn: {} training rows of {} with {} labels, queries of {}", training.rows, training.dims,
              labels.size(), queries.dims);
-  if (k > training.rows)
-    throw Error(ErrorKind::usage, fmt::format("{} neighbours of {} labelled images", k, training.rows),
-                "ask for more labels, or for fewer neighbours", "knn");
-  PieceSearch search(runtime, training);
+  require_neighbours(k, training.rows);
+  PieceSearch search(runtime, training, lookup);
   std::vector<int32_t> classes(size_t(queries.rows));
   for (int64_t first = 0; first < queries.rows; first += kQueryBatch) {
     const int64_t count = std::min(kQueryBatch, queries.rows - first);

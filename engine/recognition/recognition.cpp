@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "engine/data/labels.hpp"
+#include "engine/stop_signals.hpp"
 #include "finetune.hpp"
 #include "knn.hpp"
 #include "logistic.hpp"
@@ -77,6 +78,12 @@ std::vector<int32_t> with_logistic(const Task& task, const FeatureMatrix& traini
                         task.classes);
 }
 
+// What the model itself runs, since that has been tested on this device; null without codes.
+const LookupVariant* trusted_lookup(const TrainedModel& trained) {
+  const RunKernels& kernels = trained.model().kernels();
+  return kernels.lookup.empty() ? nullptr : &find_lookup_variant(trained.runtime().device(), kernels.lookup);
+}
+
 std::vector<int32_t> with_head(const Task& task, const std::string& head, const SplitFeatures& features,
                                const Labelled& labelled) {
   const bool all = int64_t(labelled.places.size()) == task.training.count;
@@ -84,7 +91,8 @@ std::vector<int32_t> with_head(const Task& task, const std::string& head, const 
   const FeatureMatrix& training = all ? features.training() : part;
   const Runtime& runtime = task.trained.runtime();
   if (head == "knn")
-    return nearest_neighbours(runtime, training, labelled.labels, features.test(), kNeighbours);
+    return nearest_neighbours(runtime, training, labelled.labels, features.test(), kNeighbours,
+                              trusted_lookup(task.trained));
   if (head == "mlp")
     return recognise_with_mlp(runtime, training, labelled.labels, features.test(), task.classes, {},
                               task.options.seed);
@@ -101,6 +109,12 @@ int64_t draws_of(const RecognitionOptions& options, int64_t budget) {
   constexpr int64_t kManyLabels = 1000;
   if (budget == 0) return 1;
   return options.draws > 0 ? options.draws : budget < kManyLabels ? 5 : 3;
+}
+
+// Of what trains with a draw. Two seeds have no draw in common.
+uint64_t seed_of(uint64_t seed, int64_t number) {
+  constexpr uint64_t kMostDraws = 1000;
+  return seed * kMostDraws + uint64_t(number);
 }
 
 // One row: `find` gives the classes of the test images for a draw.
@@ -125,26 +139,39 @@ RecognitionRow row_of(const Task& task, const std::string& feature, const std::s
 }
 
 constexpr std::string_view kFeatureHeads[] = {"logistic", "knn", "mlp"};
-constexpr std::string_view kImageHeads[] = {"finetune", "scratch"};
 
 template <class Heads>
 bool among(const Heads& heads, const std::string& name) {
   return std::find(std::begin(heads), std::end(heads), name) != std::end(heads);
 }
 
-void require_options(const RecognitionOptions& options, const ImageSet& training) {
-  for (const std::string& head : options.heads)
-    if (!among(kFeatureHeads, head) && !among(kImageHeads, head))
+// All that can be known to fail, before anything is computed: a call may take hours.
+void require_options(const Task& task) {
+  const RecognitionOptions& options = task.options;
+  bool needs_features = false;
+  for (const std::string& head : options.heads) {
+    needs_features |= among(kFeatureHeads, head);
+    if (!among(kFeatureHeads, head) && !trains_the_encoder(head))
       throw Error(ErrorKind::usage, "unknown head '" + head + "'",
                   "choose among logistic, knn, mlp, finetune, scratch", "--head");
-  for (const std::string& feature : options.features) find_feature(feature);
-  for (const int64_t budget : options.labels)
-    if (budget < 0 || budget > training.count)
-      throw Error(ErrorKind::usage, fmt::format("{} labels of {} training images", budget, training.count),
+  }
+  for (const std::string& feature : options.features) {
+    find_feature(feature);
+    if (needs_features) require_feature(task.trained, feature);
+  }
+  for (const int64_t budget : options.labels) {
+    if (budget < 0 || budget > task.training.count)
+      throw Error(ErrorKind::usage,
+                  fmt::format("{} labels of {} training images", budget, task.training.count),
                   "ask for fewer labels, or for all", "--labels");
+    const int64_t labelled = int64_t(draw(task, budget, 0).places.size());
+    if (among(options.heads, "knn")) require_neighbours(kNeighbours, labelled);
+  }
 }
 
 }  // namespace
+
+bool trains_the_encoder(const std::string& head) { return head == "finetune" || head == "scratch"; }
 
 ImageSet load_labelled(const TrainedModel& trained, Split split) {
   const Config& config = trained.config();
@@ -175,8 +202,8 @@ std::vector<RecognitionRow> recognise(TrainedModel& trained, const RecognitionOp
   const int64_t classes = count_classes(training, path);
   require_classes(training, classes, path);
   require_classes(test, classes, path);
-  require_options(options, training);
   const Task task{trained, training, test, classes, options};
+  require_options(task);
   std::vector<RecognitionRow> rows;
   for (const std::string& feature : options.features) {
     if (std::none_of(options.heads.begin(), options.heads.end(),
@@ -195,14 +222,15 @@ std::vector<RecognitionRow> recognise(TrainedModel& trained, const RecognitionOp
     for (const std::string& head : options.heads)
       if (head == "logistic" || head == "mlp") add(head);
   }
+  const StopSignals signals;
   for (const std::string& head : options.heads)
-    if (among(kImageHeads, head))
+    if (trains_the_encoder(head))
       for (const int64_t budget : options.labels)
         rows.push_back(row_of(task, "image", head, budget, progress, [&](int64_t number) {
           return recognise_by_training(trained, {.from_run = head == "finetune",
                                                  .labels = budget,
                                                  .classes = classes,
-                                                 .seed = options.seed + uint64_t(number)});
+                                                 .seed = seed_of(options.seed, number)});
         }));
   return rows;
 }

@@ -16,7 +16,8 @@ struct RecognitionOptions {
   // features.
   std::vector<std::string> heads = {"logistic"};
   std::vector<int64_t> labels = {0};  // label budgets, in images, equally many of each class; 0 = all
-  int64_t draws = 0;  // label sets drawn for each budget; 0 = 5, or 3 from 1000 labels on; always 1 for all
+  int64_t draws = 0;  // label sets drawn for each budget, up to 1000; 0 = 5, or 3 from 1000 labels on;
+                      // always 1 for all
   uint64_t seed = 0;  // keys the draws
 };
 
@@ -33,11 +34,15 @@ struct RecognitionRow {
 // A split of the run's data. Throws Error(data) if it does not have the shape that the run was trained on.
 ImageSet load_labelled(const TrainedModel& trained, Split split);
 
+// finetune and scratch.
+bool trains_the_encoder(const std::string& head);
+
 using ProgressSink = std::function<void(const std::string& line)>;
 
-// A row for each feature, head and budget. Throws Error(usage) for an unknown name, a feature that the model
-// does not have, or a budget that the training set cannot fill; Error(data) if labels are missing, or the
-// splits have different classes.
+// A row for each feature, head and budget. Before it computes anything it throws Error(usage) for an unknown
+// name, a feature that the model does not have, or a budget that the training set cannot fill; Error(data) if
+// labels are missing, or the splits have different classes. A signal while the encoder is trained is an
+// Error of stopped_by().
 std::vector<RecognitionRow> recognise(TrainedModel& trained, const RecognitionOptions& options,
                                       const ProgressSink& progress);
 

@@ -11,8 +11,7 @@ void dropout_range(const DropoutOp& op, const DropoutRule& rule, int64_t begin, 
   for (int64_t first = begin; first < end; first += 4) {
     const auto bits = random_bits(rule.key, uint64_t(first / 4));
     for (int64_t i = first; i < std::min(end, first + 4); ++i) {
-      const bool kept =
-          bits.v[i - first] >= rule.threshold && !(op.rectified && op.rectified.data[i] <= 0.0f);
+      const bool kept = bits.v[i - first] >= rule.threshold;
       op.output.data[i] = kept ? op.input.data[i] * rule.scale : 0.0f;
     }
   }
@@ -21,9 +20,8 @@ void dropout_range(const DropoutOp& op, const DropoutRule& rule, int64_t begin, 
 }  // namespace
 
 void DropoutOp::check() const {
-  VQ_REQUIRE(same_shape(output, input) && (!rectified || same_shape(output, rectified)),
-             "dropout: output {}, input {} and rectified {} differ", output.shape(), input.shape(),
-             rectified.shape());
+  VQ_REQUIRE(same_shape(output, input), "dropout: output {} and input {} differ", output.shape(),
+             input.shape());
   VQ_REQUIRE(state.size() == 1, "dropout: state {} is not one element", state.shape());
   VQ_REQUIRE(probability >= 0.0f && probability < 1.0f, "dropout: probability {} is not in [0, 1)",
              probability);

@@ -11,10 +11,8 @@ namespace vqlab {
 // i word i % 4 of random_bits(key, i / 4) decides, which drops it below probability * 2^32. The same op on
 // the gradient of the output, in the same step, is the gradient of the input.
 struct DropoutOp {
-  View<float> output;           // any shape; may alias an operand
+  View<float> output;           // any shape; may alias the input
   View<const float> input;      // same shape
-  View<const float> rectified;  // same shape, or absent: where it is <= 0 the result is 0 (the gradient in
-                                // front of a ReLU which gave it)
   View<const StepState> state;  // (1), its step keys the draws
   float probability;            // of a 0, in [0, 1)
   uint64_t seed;
