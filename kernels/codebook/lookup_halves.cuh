@@ -93,7 +93,7 @@ __device__ inline float half_error(const HalfRow& row, float loss_norm, int64_t 
 }
 
 // The two best scores of a row among codes that come in groups of kSlots: a score carries the number of its
-// code in the group, its slot, in its lowest bits. 4 comparisons a score instead of the 5 of TopTwo.
+// code in the group, its slot, in its lowest bits. 4 operations a score, where TopTwo takes 5.
 template <int kSlots>
 struct SlottedTopTwo {
   static_assert(kSlots <= 32 && (kSlots & (kSlots - 1)) == 0);
