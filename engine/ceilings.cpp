@@ -1,9 +1,5 @@
 #include "ceilings.hpp"
 
-#include <dlfcn.h>
-
-#include <dnnl.hpp>
-
 #include <cstring>
 #include <functional>
 #include <vector>
@@ -11,19 +7,12 @@
 #include "kernels/codebook/gemm_product.hpp"
 #include "kernels/core/copy.hpp"
 #include "kernels/core/fill.hpp"
+#include "kernels/core/onednn_product.hpp"
 #include "kernels/core/parallel.hpp"
 #include "measure.hpp"
 
 namespace vqlab {
 namespace {
-
-// oneDNN would start a team of OpenMP threads under each of our workers. The OpenMP runtime comes with oneDNN
-// and is not linked by us, hence the look-up by name; a oneDNN without OpenMP has no such teams.
-void use_one_openmp_thread() {
-  using SetNumThreads = void (*)(int);
-  static const auto set = reinterpret_cast<SetNumThreads>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
-  if (set) set(1);
-}
 
 double product_flop(int64_t side) { return 2.0 * double(side) * double(side) * double(side); }
 
@@ -34,12 +23,9 @@ class CpuProduct : public Yardstick {
   void run() override {
     const int64_t workers = worker_count();
     parallel_for(workers, [&](int64_t shard, int) {
-      use_one_openmp_thread();
       const int64_t begin = kSide * shard / workers, rows = kSide * (shard + 1) / workers - begin;
-      const dnnl::status status =
-          dnnl::sgemm('N', 'N', rows, kSide, kSide, 1.0f, a_.data() + begin * kSide, kSide, b_.data(), kSide,
-                      0.0f, c_.data() + begin * kSide, kSide);
-      VQ_REQUIRE(status == dnnl::status::success, "oneDNN's sgemm failed with status {}", int(status));
+      onednn_product(c_.data() + begin * kSide, a_.data() + begin * kSide, b_.data(), rows, kSide, kSide,
+                     RightFactor::plain);
     });
   }
 

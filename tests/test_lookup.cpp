@@ -325,6 +325,24 @@ TEST_CASE("lookup: wrong operands are rejected", "[unit][bad-input]") {
   rejected([&](LookupOp& op) { op.variant = &never; });
 }
 
+TEST_CASE("lookup: variants refuse codebooks by rule", "[unit]") {
+  const auto supports = [](const char* name, int64_t K) {
+    return find_lookup_variant(Device::cpu, name).supports(1, K, 8);
+  };
+  CHECK(supports("onednn", 32768));
+  CHECK(!supports("onednn", 32769));
+  CHECK(supports("scalar", 1 << 17));
+  CHECK(!supports("scalar", (1 << 17) + 1));
+}
+
+TEST_CASE("lookup: a product in several blocks of rows", "[unit]") {
+  Problem p = gaussian(300, 5000, 3, 17);  // 209 rows at a time
+  p.latents[250 * 3] = kNaN;
+  std::vector<int32_t> expected = nearest_codes(p);
+  expected[250] = 0;
+  require_codes(p, expected, 250);
+}
+
 TEST_CASE("lookup: variants are found by name", "[unit][bad-input]") {
   for (const LookupVariant* variant : lookup_variants(Device::cpu))
     CHECK(&find_lookup_variant(Device::cpu, variant->name) == variant);

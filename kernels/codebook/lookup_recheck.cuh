@@ -103,17 +103,33 @@ __device__ inline ErrorBound error_bound(float largest, int64_t D) {
   return bound;
 }
 
-// The largest of norms (count), the same in every thread. Called by all threads of a block of at most 1024;
-// before it is called again they synchronise.
+// The sum over the kLanes lanes whose numbers differ in the lowest bits only.
+template <int kLanes>
+__device__ inline float add_neighbours(float sum) {
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+  return sum;
+}
+
+// The largest of norms (count), the same in all lanes. By each warp for itself, so that nothing waits.
+__device__ inline float warp_largest(const float* norms, int64_t count) {
+  float largest = 0.0f;
+  for (int64_t i = threadIdx.x % 32; i < count; i += 32) largest = fmaxf(largest, norms[i]);
+  for (int lanes = 16; lanes > 0; lanes /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
+  return largest;
+}
+
+// The same by all threads of a block of at most 1024, for many norms; before it is called again they
+// synchronise.
 __device__ inline float block_largest(const float* norms, int64_t count) {
-  VQ_SHARED(float, warp_largest, [32]);
+  VQ_SHARED(float, warp_largest_norms, [32]);
   float largest = 0.0f;
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) largest = fmaxf(largest, norms[i]);
   for (int lanes = 16; lanes > 0; lanes /= 2)
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
-  if (threadIdx.x % 32 == 0) warp_largest[threadIdx.x / 32] = largest;
+  if (threadIdx.x % 32 == 0) warp_largest_norms[threadIdx.x / 32] = largest;
   __syncthreads();  // the maximum of every warp is stored before the threads read them
-  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) largest = fmaxf(largest, warp_largest[warp]);
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) largest = fmaxf(largest, warp_largest_norms[warp]);
   return largest;
 }
 

@@ -98,8 +98,55 @@ TEST_CASE("device: lookups under every schedule", "[kernels]") {
 }
 
 TEST_CASE("device: lookups of many rows take larger tiles", "[kernels]") {
-  require_exact(gaussian(16384 + 77, 130, 8, 21), 0, "simt_tiled");  // several tiles, aligned
-  require_exact(gaussian(16384, 20, 17, 22), 1, "simt_tiled");       // several slabs, with a rest
+  for (const char* variant : {"simt_tiled", "simt_fp32"}) {
+    require_exact(gaussian(16384 + 77, 130, 8, 21), 0, variant);  // several tiles, aligned
+    require_exact(gaussian(16384, 20, 17, 22), 1, variant);       // several slabs, with a rest
+  }
+  require_exact(gaussian(65536 + 77, 9, 3, 24), 1, "tiny_d");
+}
+
+TEST_CASE("device: a lookup whose blocks take several tiles of rows", "[kernels]") {
+  require_exact(gaussian(2500, 130, 8, 25), 0, "cb_resident");  // two rows of products to a warp, aligned
+  require_exact(gaussian(1100, 70, 33, 26), 1, "cb_resident");
+  require_exact(gaussian(600, 65, 100, 27), 0, "cb_resident");  // one
+}
+
+TEST_CASE("device: a tensor-core lookup whose rows come in slabs", "[kernels]") {
+  require_exact(gaussian(150, 140, 272, 28), 0, "mma_sync");
+  require_exact(gaussian(20, 3, 513, 29), 1, "mma_sync");
+}
+
+TEST_CASE("device: rounding to fp16 in several waves of blocks", "[kernels]") {
+  require_exact(gaussian(3, 17000, 2, 30), 1, "tiny_d");
+  require_exact(gaussian(17000, 3, 1, 31), 1, "wgmma_plain");
+}
+
+TEST_CASE("device: latents of very different sizes side by side", "[kernels]") {
+  for (int64_t D : {3, 40}) {
+    Problem p = gaussian(150, 60, D, 32);
+    for (size_t i = 0; i < p.latents.size(); ++i)
+      p.latents[i] = std::ldexp(p.latents[i], int(int64_t(i) / D * 7 % 60) - 30);
+    require_exact(p);
+    p.latents[size_t(20 * D)] = 3e38f, p.latents[size_t(21 * D)] = -kInf;
+    require_exact(p);
+  }
+}
+
+TEST_CASE("device: lookups refuse shapes by rule", "[kernels]") {
+  const auto supports = [](const char* name, int64_t N, int64_t K, int64_t D) {
+    return find_lookup_variant(Device::cuda, name).supports(N, K, D);
+  };
+  CHECK(supports("tiny_d", 1, 1, 16));
+  CHECK(!supports("tiny_d", 1, 1, 17));
+  CHECK(!supports("tiny_d", 1, (int64_t(1) << 30) + 1, 16));
+  CHECK(supports("cb_resident", 1, 512, 64));
+  CHECK(!supports("cb_resident", 1, 1, 129));
+  CHECK(!supports("cb_resident", 1, 8192, 64));
+  CHECK(!supports("cb_resident", 1, (int64_t(1) << 30) + 1, 1));
+  CHECK(supports("mma_sync", 1, 1, 4096));
+  CHECK(!supports("mma_sync", 1, 1, (int64_t(1) << 20) + 1));
+  CHECK(supports("simt_fp32", 1, 1 << 20, 1 << 20));
+  CHECK(!supports("simt_fp32", 1, 1, (int64_t(1) << 24) + 1));
 }
 
 TEST_CASE("device: a lookup in pieces of the product", "[kernels]") {

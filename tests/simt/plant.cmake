@@ -41,6 +41,18 @@ macro(vq_plant_mma name text instead)
   set(file kernels/codebook/lookup_variants/mma_sync.cu)
   vq_plant(mma_${name} ${file} "${text}" "${instead}" ${file} "lookup_mma_sync=mma_${name};recheck_lookup=count_doubtful")
 endmacro()
+macro(vq_plant_fp32 name text instead)
+  set(file kernels/codebook/lookup_variants/simt_fp32.cu)
+  vq_plant(fp32_${name} ${file} "${text}" "${instead}" ${file} "lookup_simt_fp32=fp32_${name};recheck_lookup=count_doubtful")
+endmacro()
+macro(vq_plant_tiny name text instead)
+  set(file kernels/codebook/lookup_variants/tiny_d.cu)
+  vq_plant(tiny_${name} ${file} "${text}" "${instead}" ${file} "lookup_tiny_d=tiny_${name};recheck_lookup=count_doubtful")
+endmacro()
+macro(vq_plant_resident name text instead)
+  set(file kernels/codebook/lookup_variants/cb_resident.cu)
+  vq_plant(resident_${name} ${file} "${text}" "${instead}" ${file} "lookup_cb_resident=resident_${name};recheck_lookup=count_doubtful")
+endmacro()
 macro(vq_plant_wgmma name text instead)
   set(file kernels/codebook/lookup_variants/wgmma_plain.cu)
   vq_plant(wgmma_${name} ${file} "${text}" "${instead}" ${file} "lookup_wgmma_plain=wgmma_${name};recheck_lookup=count_doubtful")
@@ -74,11 +86,27 @@ vq_plant_mma(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
 vq_plant_mma(wait_off_by_one [[copies_wait<kStages - 2>]] [[copies_wait<kStages - 1>]])
 vq_plant_mma(no_barrier [[__syncthreads();  // the slab is there for all]] [[// the slab is there for all]])
 vq_plant_mma(early_copy [[      __syncthreads();  // the slab is there for all, and all have read the one before
-      load_ahead(slab + kStages - 1);
-]] [[      load_ahead(slab + kStages - 1);
+      load_ahead();
+]] [[      load_ahead();
       __syncthreads();
 ]])
 vq_plant_mma(rows_barrier [[__syncthreads();  // the rows are stored]] [[// the rows are stored]])
+
+vq_plant_fp32(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
+vq_plant_fp32(no_barrier [[__syncthreads();  // the slab is there for all]] [[// the slab is there for all]])
+vq_plant_fp32(early_copy [[      __syncthreads();  // the slab is there for all, and all have read the one before
+      load_ahead();
+]] [[      load_ahead();
+      __syncthreads();
+]])
+
+vq_plant_tiny(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
+vq_plant_tiny(wait_off_by_one [[copies_wait<kStages - 2>]] [[copies_wait<kStages - 1>]])
+
+vq_plant_resident(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
+vq_plant_resident(codebook_barrier [[__syncthreads();  // the codebook is there]] [[// the codebook is there]])
+vq_plant_resident(early_rows [[__syncwarp();  // the rows have been read]] [[// the rows have been read]])
+vq_plant_resident(late_rows [[__syncwarp();  // the next rows are there]] [[// the next rows are there]])
 
 vq_plant_wgmma(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
 vq_plant_wgmma(early_release [[hopper::products_wait<0>(scores);]]

@@ -20,7 +20,7 @@
 #include <limits>
 
 #include "../../core/parallel.hpp"
-#include "../lookup.hpp"
+#include "../lookup_scores.hpp"
 #include "../score64.hpp"
 
 // What the instruction sets share.
@@ -34,8 +34,9 @@ constexpr int64_t kBlockRows = 128;   // latents of a shard; a multiple of 2 * k
 constexpr int64_t kRecheckRows = 32;  // collected latents of a shard; likewise
 constexpr int64_t kPackCells = 64;    // cells of a packing shard
 constexpr int64_t kChunkBytes = 256 * 1024;  // packed codes that stay in L2 while a block passes over them
+constexpr int64_t kAheadBytes = 64 * 1024;   // latents of the next block that are fetched meanwhile: at most
+using cpu_lookup::error_bound, cpu_lookup::ErrorBound, cpu_lookup::Nearest;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr double kFar = std::numeric_limits<double>::infinity();
 
 // A latent whose best two cells are too close: codes that score below `floor` cannot be its nearest.
 struct Doubtful {
@@ -44,13 +45,6 @@ struct Doubtful {
 };
 struct BlockResult {
   int32_t doubtful, first_bad_row;  // how many; the row or -1
-};
-
-// Upper bounds as functions of n, the fp32 sum of x^2: |x| <= X = sqrt(n * norm_scale + norm_floor); no
-// partial sum of a score exceeds C * X + half_square; a code that scores below the best by more than (a2 * X
-// + a1) * X + a0 is not the nearest.
-struct ErrorBound {
-  float norm_scale, norm_floor, C, half_square, a2, a1, a0;
 };
 
 struct Search {
@@ -67,23 +61,19 @@ struct Search {
   const float* cell(int64_t i) const { return packed + i * cell_floats(); }
 };
 
-struct Nearest {
-  double distance = kFar;
-  int64_t code = 0;
-};
+// Brings memory into the first cache, some time later.
+inline void prefetch(const float* data, int64_t floats) {
+  constexpr int64_t kLine = 16;
+  for (int64_t i = 0; i < floats; i += kLine) __builtin_prefetch(data + i);
+}
 
-// Lets the codes of a cell that are named in `candidates` compete, lowest first. A code equal to the nearest
-// one so far is dismissed by its bytes: codebooks full of equal codes must not cost a full score64 each.
+// Lets the codes of a cell that are named in `candidates` compete, lowest first.
 inline void compete(const Search& s, const float* latent, int64_t cell, uint32_t candidates,
                     Nearest& nearest) {
   for (; candidates != 0; candidates &= candidates - 1) {
     const int64_t k = cell * kCodes + std::countr_zero(candidates);
     if (k >= s.K) return;
-    const float* code = s.op.codebook.data + k * s.D;
-    const float* rival = s.op.codebook.data + nearest.code * s.D;
-    if (nearest.distance < kFar && std::memcmp(code, rival, size_t(s.D) * sizeof(float)) == 0) continue;
-    const double distance = score64_below(latent, code, s.D, nearest.distance);
-    if (distance < nearest.distance) nearest = {distance, k};
+    nearest.compete(s.op.codebook, latent, k);
   }
 }
 
@@ -100,15 +90,35 @@ using namespace fused_lookup;
 using Lanes = hn::CappedTag<float, kMaxLanes>;
 using Vec = hn::Vec<Lanes>;
 
+#if HWY_TARGET != HWY_SCALAR
+// Elements d to d + 3 of four rows -> four rows of x, `stride` apart.
+HWY_INLINE void transpose_quad(const float* const* rows, int64_t d, float* x, int64_t stride) {
+  const hn::FixedTag<float, 4> quad;
+  const auto a = hn::LoadU(quad, rows[0] + d), b = hn::LoadU(quad, rows[1] + d),
+             c = hn::LoadU(quad, rows[2] + d), e = hn::LoadU(quad, rows[3] + d);
+  const auto ab = hn::InterleaveLower(quad, a, b), ab_upper = hn::InterleaveUpper(quad, a, b),
+             ce = hn::InterleaveLower(quad, c, e), ce_upper = hn::InterleaveUpper(quad, c, e);
+  hn::StoreU(hn::ConcatLowerLower(quad, ce, ab), quad, x);
+  hn::StoreU(hn::ConcatUpperUpper(quad, ce, ab), quad, x + stride);
+  hn::StoreU(hn::ConcatLowerLower(quad, ce_upper, ab_upper), quad, x + 2 * stride);
+  hn::StoreU(hn::ConcatUpperUpper(quad, ce_upper, ab_upper), quad, x + 3 * stride);
+}
+#endif
+
 // x: rows (count of them; the rest of the tile is zero) -> (D, tile rows).
 void transpose_rows(const float* const* rows, int64_t count, int64_t D, float* x) {
   const int64_t tile_rows = 2 * int64_t(hn::Lanes(Lanes()));
-  for (int64_t r = 0; r < tile_rows; ++r) {
-    if (r < count)
-      for (int64_t d = 0; d < D; ++d) x[d * tile_rows + r] = rows[r][d];
-    else
-      for (int64_t d = 0; d < D; ++d) x[d * tile_rows + r] = 0.0f;
+  int64_t r = 0;
+#if HWY_TARGET != HWY_SCALAR
+  for (; r + 4 <= count; r += 4) {
+    int64_t d = 0;
+    for (; d + 4 <= D; d += 4) transpose_quad(rows + r, d, x + d * tile_rows + r, tile_rows);
+    for (; d < D; ++d)
+      for (int64_t i = r; i < r + 4; ++i) x[d * tile_rows + i] = rows[i][d];
   }
+#endif
+  for (; r < tile_rows; ++r)
+    for (int64_t d = 0; d < D; ++d) x[d * tile_rows + r] = r < count ? rows[r][d] : 0.0f;
 }
 
 // The scores of one cell for one tile of latents.
@@ -240,6 +250,7 @@ void settle_tile(const Search& s, const float* x, const float* state, int64_t fi
     const int64_t row = first_row + r;
     const float* latent = s.op.latents.data + row * s.D;
     const bool bounded = (verdict.bounded >> r & 1) != 0;
+    if (r + 1 < count) prefetch(s.cell(std::bit_cast<int32_t>(best_cells[r + 1])), s.cell_floats());
     Nearest nearest;
     if (HWY_LIKELY((verdict.certain >> r & 1) != 0)) {
       const int64_t cell = std::bit_cast<int32_t>(best_cells[r]);
@@ -271,9 +282,14 @@ void search_block(const Search& s, int64_t block, int worker) {
     std::memset(state + 3 * r + 2 * tile_rows, 0, size_t(tile_rows) * sizeof(float));
   }
   const int64_t chunk = HWY_MAX(int64_t(1), kChunkBytes / (s.cell_floats() * int64_t(sizeof(float))));
+  const bool fetch_ahead = kBlockRows * s.D * int64_t(sizeof(float)) <= kAheadBytes;
   for (int64_t cell = 0; cell < s.cells; cell += chunk)
-    for (int64_t r = 0; r < count; r += tile_rows)
+    for (int64_t r = 0; r < count; r += tile_rows) {
+      const int64_t next = first + kBlockRows + r;
+      if (cell == 0 && fetch_ahead && next < s.N)
+        prefetch(s.op.latents.data + next * s.D, HWY_MIN(tile_rows, s.N - next) * s.D);
       scan_cells(s, x + r * s.D, cell, HWY_MIN(s.cells, cell + chunk), state + 3 * r);
+    }
   BlockResult result{.doubtful = 0, .first_bad_row = -1};
   for (int64_t r = 0; r < count; r += tile_rows)
     settle_tile(s, x + r * s.D, state + 3 * r, first + r, HWY_MIN(tile_rows, count - r), s.doubtful + first,
@@ -389,27 +405,6 @@ void pack_cells(const Search& s, int64_t shard) {
     }
   }
   s.pack_norms[shard] = largest;
-}
-
-// Let u = 2^-24, g = r u / (1 - r u) with r = D + 4, X >= |x|, C >= |c_k|. A score starts at the rounded
-// -|c|^2 / 2 and adds D products; in whatever order, fused or not, no term is rounded more than D + 3 times.
-// So a score is within e = g (X C + C^2 / 2) of its exact value (the spare u pays for rounding `floor`).
-// score64 is a distance <= (X + C)^2 within a relative (D + 3) 2^-53 =: q, and distances are |x|^2 - 2 s.
-// Hence score64's winner scores at least best - 2 e - q (X + C)^2, a polynomial in X. `up` pays for rounding
-// the coefficients and for evaluating in fp32; `tiny` pays for results below the normal range, which are off
-// by at most 2^-150 each. From D = 2^23 on g is infinite, and score64 decides everywhere.
-ErrorBound error_bound(double largest_square, int64_t D) {
-  constexpr double up = 1.0 + 0x1p-16, tiny = 0x1p-124;
-  const double ru = double(D + 4) * 0x1p-24;
-  const double g = ru < 0.5 ? ru / (1.0 - ru) : kFar;
-  const double C = std::sqrt(largest_square) * up, q = double(D + 3) * 0x1p-53;
-  return {.norm_scale = float((1.0 + 2.0 * g) * up),
-          .norm_floor = float(tiny),
-          .C = float(C * up),
-          .half_square = float(0.5 * C * C * up),
-          .a2 = float(q * up),
-          .a1 = float(2.0 * (g + q) * C * up + tiny),
-          .a0 = float((g + q) * C * C * up + tiny)};
 }
 
 void run(const LookupOp& op, Stream) {

@@ -21,29 +21,15 @@ static_assert(hopper::registers_fit(kBlock, {kProducerRegisters}, {kConsumerRegi
 constexpr int kBlockN = 64 * kConsumers, kBlockK = 128, kStages = 4;
 constexpr int kSlab = kBoxColumns;  // dimensions of a stage
 constexpr int kRowSlabBytes = kBlockN * kSlab * 2, kStageBytes = kBlockK * kSlab * 2;
-constexpr int kRoundThreads = 256;
 
 int64_t shared_bytes(int64_t D) {
   return (D + kSlab - 1) / kSlab * kRowSlabBytes + kStages * kStageBytes +
          (2 * kStages + 1) * int64_t(sizeof(MBarrier));
 }
 
-__global__ void __launch_bounds__(kRoundThreads)
-    lookup_round_rows_kernel(__half* halves /*(N, half_D)*/, HalfRow* rows /*(N)*/,
-                             const float* latents /*(N, D)*/, const float* pack_norms /*(norm_blocks)*/,
-                             int64_t N, int D, int half_D, int64_t norm_blocks) {
-  const float code_scale = half_scale(block_largest(pack_norms, norm_blocks));
-  const int64_t row = int64_t(blockIdx.x) * (kRoundThreads / 32) + threadIdx.x / 32;
-  if (row >= N) return;
-  const HalfRow rounded = round_row(latents + row * D, D, half_D, code_scale, [&](int d, __half2 pair) {
-    *reinterpret_cast<__half2*>(halves + row * half_D + d) = pair;
-  });
-  if (threadIdx.x % 32 == 0) rows[row] = rounded;
-}
+constexpr int kStep = 16;  // dimensions of a product
 
 #if defined(VQ_HOPPER)
-
-constexpr int kStep = 16;  // dimensions of a product
 
 // The shared memory of a block.
 struct Shared {
@@ -78,7 +64,9 @@ __device__ inline void produce(const Shared& shared, const TensorMap& latents, c
     }
 }
 
-// By a warpgroup; `rows` is its part of the first slab. The best scores of the thread's two rows, 8 apart.
+// By a warpgroup; `rows` is its part of the first slab, kLastSteps the products of the last. The best scores
+// of the thread's two rows, 8 apart.
+template <int kLastSteps>
 __device__ inline void consume(TopTwo (&top)[2], const float (&unscale)[2], const Shared& shared,
                                const unsigned char* rows, const float* half_norms, int K, int half_D) {
   const int lane = int(threadIdx.x % 32);
@@ -86,19 +74,23 @@ __device__ inline void consume(TopTwo (&top)[2], const float (&unscale)[2], cons
   Ring ring;
   for (int first_code = 0; first_code < K; first_code += kBlockK) {
     hopper::Accumulators scores;
-    for (int d = 0; d < half_D; d += kSlab, ring.advance()) {
+    const auto pass_slab = [&](int d, auto steps) {
       hopper::wait(&shared.full[ring.stage], ring.parity);
       const hopper::Operand a = hopper::operand(rows + d / kSlab * kRowSlabBytes);
       const hopper::Operand b = hopper::operand(shared.stages + ring.stage * kStageBytes);
       hopper::fence_products(scores);
 #pragma unroll
-      for (int step = 0; step < kSlab; step += kStep)  // dimensions behind half_D are zeros in both
-        hopper::multiply_async(scores, hopper::advance(a, 2 * step), hopper::advance(b, 2 * step),
-                               d + step > 0);
+      for (int i = 0; i < decltype(steps)::value; ++i)
+        hopper::multiply_async(scores, hopper::advance(a, 2 * kStep * i), hopper::advance(b, 2 * kStep * i),
+                               d + i > 0);
       hopper::products_commit();
       hopper::products_wait<0>(scores);
       if (lane == 0) hopper::arrive(&shared.empty[ring.stage]);
-    }
+      ring.advance();
+    };
+    int d = 0;
+    for (; d + kSlab < half_D; d += kSlab) pass_slab(d, std::integral_constant<int, kSlab / kStep>{});
+    pass_slab(d, std::integral_constant<int, kLastSteps>{});
 #pragma unroll
     for (int i = 0; i < kBlockK / 8; ++i) {
       const int code = first_code + 8 * i + lane % 4 * 2;
@@ -114,13 +106,17 @@ __device__ inline void consume(TopTwo (&top)[2], const float (&unscale)[2], cons
 
 #endif
 
-__global__ void __launch_bounds__(kBlock, 1) lookup_wgmma_plain_kernel(
-    int32_t* codes /*(N)*/, unsigned* first_bad_row /*(1)*/, unsigned* doubtful_count /*(1)*/,
-    Doubtful* doubtful /*(N)*/, const __grid_constant__ TensorMap half_latents /*(N, half_D)*/,
-    const __grid_constant__ TensorMap half_codes /*(K, half_D)*/, const HalfRow* rows /*(N)*/,
-    const float* latents /*(N, D)*/, const float* half_norms /*(packed_K)*/,
-    const float* pack_norms /*(norm_blocks)*/, const float* loss_norms /*(norm_blocks)*/, int64_t N, int K,
-    int D, int half_D, int64_t norm_blocks) {
+template <int kLastSteps>
+__global__ void __launch_bounds__(kBlock, 1)
+    lookup_wgmma_plain_kernel(int32_t* codes /*(N)*/, unsigned* first_bad_row /*(1)*/,
+                              unsigned* doubtful_count /*(1)*/, Doubtful* doubtful /*(N)*/,
+                              const __grid_constant__ TensorMap half_latents /*(N, half_D)*/,
+                              const __grid_constant__ TensorMap half_codes /*(K, half_D)*/,
+                              const HalfRow* rows /*(N)*/, const float* latents /*(N, D)*/,
+                              const float* half_norms /*(packed_K)*/,
+                              const float* pack_norms /*(norm_blocks)*/,
+                              const float* loss_norms /*(norm_blocks)*/, int64_t N, int K, int D, int half_D,
+                              int64_t norm_blocks) {
 #if defined(VQ_HOPPER)
   VQ_DYN_SHARED(1024, memory);
   const int group = int(threadIdx.x / kGroup), lane = int(threadIdx.x % 32),
@@ -132,9 +128,6 @@ __global__ void __launch_bounds__(kBlock, 1) lookup_wgmma_plain_kernel(
   shared.full = reinterpret_cast<MBarrier*>(shared.stages + kStages * kStageBytes);
   shared.empty = shared.full + kStages;
   shared.rows_full = shared.empty + kStages;
-  const ErrorBound bound = block_error_bound(pack_norms, norm_blocks, D);
-  __syncthreads();  // every thread has the largest norm before another is looked for
-  const float loss_norm = block_largest(loss_norms, norm_blocks);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       hopper::init_barrier(&shared.full[i], 1);
@@ -160,7 +153,10 @@ __global__ void __launch_bounds__(kBlock, 1) lookup_wgmma_plain_kernel(
     unscale[h] = own[h].unscale;
     top[h] = TopTwo::none();
   }
-  consume(top, unscale, shared, shared.rows + (group - 1) * 64 * kSlab * 2, half_norms, K, half_D);
+  consume<kLastSteps>(top, unscale, shared, shared.rows + (group - 1) * 64 * kSlab * 2, half_norms, K,
+                      half_D);
+  const ErrorBound bound = error_bound(warp_largest(pack_norms, norm_blocks), D);
+  const float loss_norm = warp_largest(loss_norms, norm_blocks);
   for (int h = 0; h < 2; ++h) {
     top[h].merge_lanes(1);
     top[h].merge_lanes(2);
@@ -173,33 +169,21 @@ __global__ void __launch_bounds__(kBlock, 1) lookup_wgmma_plain_kernel(
 #endif
 }
 
-// Where the parts of LookupWork::rest begin, in bytes.
-struct Layout {
-  int64_t latents, rows, bytes;  // halves (N, half_dims(D)) behind the codes, HalfRow (N)
-  Layout(int64_t N, int64_t K, int64_t D) {
-    latents = half_codes_bytes(K, D);
-    rows = latents + (N * half_dims(D) * int64_t(sizeof(__half)) + 255) / 256 * 256;
-    bytes = rows + N * int64_t(sizeof(HalfRow));
-  }
-};
-
 void run_wgmma_plain(const LookupOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.codebook[0], D = op.codebook[1], half_D = half_dims(D);
   const LookupWork work = prepare_lookup(op, stream);
-  const Layout at(N, K, D);
   const HalfCodes codes = half_codes(work.rest.data, K, D);
-  auto* const latents = reinterpret_cast<__half*>(work.rest.data + at.latents);
-  auto* const rows = reinterpret_cast<HalfRow*>(work.rest.data + at.rows);
+  const HalfLatents rows = half_latents(work.rest.data + half_codes_bytes(K, D), N, D);
   pack_half_codes(op, work, codes, stream);
-  constexpr int kRows = kRoundThreads / 32;
-  launch("lookup_round_rows", lookup_round_rows_kernel,
-         {unsigned((N + kRows - 1) / kRows), unsigned(kRoundThreads)}, stream, latents, rows, op.latents.data,
-         work.pack_norms, N, int(D), int(half_D), work.norm_blocks());
-  launch("lookup_wgmma_plain", lookup_wgmma_plain_kernel,
+  pack_half_latents(op, work, rows, stream);
+  static constexpr decltype(&lookup_wgmma_plain_kernel<1>) kKernels[] = {
+      lookup_wgmma_plain_kernel<1>, lookup_wgmma_plain_kernel<2>, lookup_wgmma_plain_kernel<3>,
+      lookup_wgmma_plain_kernel<4>};
+  launch("lookup_wgmma_plain", kKernels[(half_D - 1) % kSlab / kStep],
          {unsigned((N + kBlockN - 1) / kBlockN), unsigned(kBlock), size_t(shared_bytes(D))}, stream,
          op.codes.data, reinterpret_cast<unsigned*>(op.first_bad_row.data), work.doubtful_count,
-         work.doubtful, make_tensor_map(latents, N, half_D, kBlockN),
-         make_tensor_map(codes.codes, K, half_D, kBlockK), rows, op.latents.data, work.half_norms,
+         work.doubtful, make_tensor_map(rows.latents, N, half_D, kBlockN),
+         make_tensor_map(codes.codes, K, half_D, kBlockK), rows.rows, op.latents.data, work.half_norms,
          work.pack_norms, codes.loss_norms, N, int(K), int(D), int(half_D), work.norm_blocks());
   recheck_lookup(op, work, stream);
 }
@@ -214,8 +198,10 @@ const LookupVariant lookup_wgmma_plain = {
     .exact = true,
     .supports = [](int64_t, int64_t K,
                    int64_t D) { return K <= int64_t(1) << 30 && D <= 512 && hopper::available(); },
-    .scratch_bytes = [](int64_t N, int64_t K,
-                        int64_t D) { return lookup_work_bytes(N, K, D, Layout(N, K, D).bytes); },
+    .scratch_bytes =
+        [](int64_t N, int64_t K, int64_t D) {
+          return lookup_work_bytes(N, K, D, half_codes_bytes(K, D) + half_latents_bytes(N, D));
+        },
     .run = run_wgmma_plain,
 };
 
