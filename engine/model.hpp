@@ -37,7 +37,7 @@ class Model {
   // One pass, in order. images() is filled before, and with a classifier its labels.
   void load_images(const Pass& pass);
   void encode(const Pass& pass);
-  void quantize(const Pass& pass) { quantizer_->forward(pass.stream); }
+  void quantize(const Pass& pass) { quantizer_->forward(pass); }
   void decode(const Pass& pass) {
     decode_hidden(pass);
     upsample(pass);

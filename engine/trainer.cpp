@@ -172,10 +172,7 @@ void Trainer::upload_batch() {
 
 void Trainer::encode() { model_.encode(pass_); }
 
-void Trainer::quantize() {
-  model_.quantize(pass_);
-  model_.quantizer().collect(stream_);
-}
+void Trainer::quantize() { model_.quantize(pass_); }
 
 void Trainer::decode() {
   model_.decode(pass_);

@@ -10,6 +10,7 @@ TESTS = {  # what: a regular expression of test names
     "weight gradient": r"weight gradient",
     "tensor-core lookups and wrappers": r"mma|wgmma|hopper|ptx|conformance",
     "captured graphs": r"graph|captured",
+    "cluster sums": r"cluster sums|fixed point|one hot|both gradients",
     "precisions": r"bf16|tf32|precision",
     "self-tests": r"self-test|trust",
 }
