@@ -40,13 +40,14 @@ VariantShape parse_shape(const std::string& text) {
 
 std::string exactness(const VariantOp& op, const VariantInfo& variant) {
   if (variant.exact) return "exact";
-  return op.bounds_rounding ? "not reproducible" : "approximate";
+  if (!op.bounds_rounding) return "approximate";
+  return variant.reproducible ? "rounded" : "not reproducible";
 }
 
 class CompareCommand : public Command {
  public:
   void declare(Options& o) override {
-    o.option("op", op_name_, "which op: lookup or cluster_sums");
+    o.option("op", op_name_, "which op: lookup, cluster_sums, skewed_sums or quantize");
     o.list("variant", variant_texts_, "variants V,... to compare; all of the device if not given");
     o.list("shape", shape_texts_, "N,K,D: latents, codes, elements of a code; repeatable");
     o.option("seconds", seconds_, 0, 600,

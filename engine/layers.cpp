@@ -292,10 +292,11 @@ void Residual::forward(const Pass& pass) {
 void Residual::backward(Stream stream) {
   branch_.backward(stream);
   if (!input_.gradient) return;
-  run(AddOp{.output = input_.gradient, .a = output_.gradient, .b = activated_.gradient}, stream);
-  if (input_.rectified)
-    run(ReluBackwardOp{.d_input = input_.gradient, .d_output = input_.gradient, .output = input_.value},
-        stream);
+  run(AddOp{.output = input_.gradient,
+            .a = output_.gradient,
+            .b = activated_.gradient,
+            .rectified = input_.rectified ? input_.value : View<float>()},
+      stream);
 }
 
 }  // namespace vqlab

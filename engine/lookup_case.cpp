@@ -100,7 +100,7 @@ const VariantOp lookup_variant_op{
         [](Device device) {
           std::vector<VariantInfo> infos;
           for (const LookupVariant* v : lookup_variants(device))
-            infos.push_back({v->name, v->idea, v->device, v->exact});
+            infos.push_back({v->name, v->idea, v->device, v->exact, v->reproducible});
           return infos;
         },
     .flop = [](const VariantShape& s) { return 2.0 * double(s.N) * double(s.K) * double(s.D); },

@@ -39,7 +39,7 @@ class Model {
   // Instead, from a set (n, height, width, channels) on the device: its images at `places` (B).
   void load_images(const Pass& pass, const View<const uint8_t>& set, const View<const int32_t>& places);
   void encode(const Pass& pass);
-  void quantize(const Pass& pass) { quantizer_->forward(pass.stream); }
+  void quantize(const Pass& pass) { quantizer_->forward(pass); }
   void decode(const Pass& pass) {
     decode_hidden(pass);
     upsample(pass);

@@ -42,10 +42,9 @@ class Quantizer {
   virtual Tensor plan(Arena& arena, const Tensor& latents, Mode mode) = 0;
   // The variants to run, before the first pass; where one does not support a shape, the first that does.
   virtual void use_kernels(const KernelChoice&) {}
-  // quantized.value and codes from latents.value.
-  virtual void forward(Stream stream) = 0;
-  // Training only, after forward: what the codebook learns from (cluster counts and sums).
-  virtual void collect(Stream) {}
+  // quantized.value and codes from latents.value; in a training step also what the codebook learns from
+  // (cluster counts and sums).
+  virtual void forward(const Pass& pass) = 0;
   // latents.gradient from quantized.gradient, and the gradient of a codebook that is a parameter.
   virtual void backward(Stream) {}
   // After the optimiser: moving averages, restart, health.

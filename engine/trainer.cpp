@@ -210,10 +210,7 @@ void Trainer::load_batch() {
 
 void Trainer::encode() { model_.encode(pass_); }
 
-void Trainer::quantize() {
-  model_.quantize(pass_);
-  model_.quantizer().collect(stream_);
-}
+void Trainer::quantize() { model_.quantize(pass_); }
 
 void Trainer::decode() {
   model_.decode(pass_);

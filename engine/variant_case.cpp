@@ -10,14 +10,16 @@
 
 namespace vqlab {
 
-extern const VariantOp lookup_variant_op, cluster_sums_variant_op;
+extern const VariantOp lookup_variant_op, cluster_sums_variant_op, skewed_sums_variant_op,
+    quantize_variant_op;
 
 std::string VariantShape::text() const { return fmt::format("{},{},{}", N, K, D); }
 
 const char* device_text(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
 
 std::span<const VariantOp* const> variant_ops() {
-  static constexpr const VariantOp* kOps[] = {&lookup_variant_op, &cluster_sums_variant_op};
+  static constexpr const VariantOp* kOps[] = {&lookup_variant_op, &cluster_sums_variant_op,
+                                              &skewed_sums_variant_op, &quantize_variant_op};
   return kOps;
 }
 

@@ -26,7 +26,8 @@ enum class CaseData { plain, hard };
 struct VariantInfo {
   std::string_view name, idea;
   Device device;
-  bool exact;  // equals the definition bit for bit
+  bool exact;         // equals the definition bit for bit
+  bool reproducible;  // the same bits in every run
 };
 
 // A problem with its operands in device memory and its answers, which the definition gave on the CPU.

@@ -31,6 +31,7 @@ VectorQuantizer::VectorQuantizer(const QuantizerContext& context)
       decay_(context.config.quantizer.decay),
       quantizer_weight_(context.config.loss.quantizer_weight),
       commitment_weight_(context.config.loss.commitment_weight),
+      codebook_weight_(context.config.loss.codebook_weight),
       mode_(context.mode),
       seed_(uint64_t(context.config.seed)),
       restart_threshold_(float(context.config.quantizer.restart_threshold)),
@@ -121,7 +122,8 @@ float VectorQuantizer::gradient_scale(double weight) const {
   return float(2.0 * quantizer_weight_ * weight / double(latents_.value.size()));
 }
 
-void VectorQuantizer::forward(Stream stream) {
+void VectorQuantizer::forward(const Pass& pass) {
+  const Stream stream = pass.stream;
   make_points(stream);
   if (!initialised_) {
     run(CopyOp{.output = quantized_.value.rows(), .input = points_}, stream);
@@ -135,33 +137,32 @@ void VectorQuantizer::forward(Stream stream) {
                .scratch = scratch_,
                .variant = lookup_for(points_[0])},
       stream);
-  decode(stream);
-}
-
-void VectorQuantizer::collect(Stream stream) {
-  if (!initialised_) return;
+  if (!pass.training()) return decode(stream);
   run(ClusterSumsOp{.counts = counts_,
                     .sums = sums_,
                     .latents = points_,
-                    .codes = View<int32_t>(codes_.data, {codes_.size()}),
+                    .codes = codes,
                     .scratch = scratch_,
-                    .variant = cluster_sums_for(codes_.size())},
+                    .variant = cluster_sums_for(codes.size()),
+                    .quantized = quantized_.value.rows(),
+                    .distance = distance_,
+                    .codebook = codebook_},
       stream);
 }
 
 void VectorQuantizer::backward(Stream stream) {
-  if (initialised_) {
-    pass_gradient(stream);
-    learn_before_optimiser(stream);
-  }
+  if (initialised_) pass_gradient(stream);
   backward_of_points(stream);
 }
 
-// The gradient by points_ into latents_.gradient.
+// The gradient by points_ into latents_.gradient, and that of a codebook that learns by it.
 void VectorQuantizer::pass_gradient(Stream stream) {
   const View<float> d_latents = latents_.gradient.rows(), d_quantized = quantized_.gradient.rows();
   const View<int32_t> codes(codes_.data, {codes_.size()});
   const float scale = gradient_scale(commitment_weight_);
+  const View<float> d_codebook = codebook_gradient();
+  const View<const int32_t> counts = d_codebook ? counts_ : View<int32_t>();
+  const View<const float> sums = d_codebook ? sums_ : View<float>();
   if (rotation_)
     run(RotationBackwardOp{.d_latents = d_latents,
                            .fallbacks = fallbacks_,
@@ -171,13 +172,24 @@ void VectorQuantizer::pass_gradient(Stream stream) {
                            .codes = codes,
                            .commitment_scale = scale},
         stream);
-  else
+  if (rotation_ && d_codebook)
+    run(CodebookGradientOp{.d_codebook = d_codebook,
+                           .codebook = codebook_,
+                           .counts = counts,
+                           .sums = sums,
+                           .scale = gradient_scale(codebook_weight_)},
+        stream);
+  if (!rotation_)
     run(StraightThroughBackwardOp{.d_latents = d_latents,
                                   .d_quantized = d_quantized,
                                   .latents = points_,
                                   .codebook = codebook_,
                                   .codes = codes,
-                                  .commitment_scale = scale},
+                                  .commitment_scale = scale,
+                                  .d_codebook = d_codebook,
+                                  .counts = counts,
+                                  .sums = sums,
+                                  .codebook_scale = gradient_scale(codebook_weight_)},
         stream);
 }
 

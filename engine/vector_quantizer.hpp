@@ -12,8 +12,7 @@ class VectorQuantizer : public Quantizer {
   void allocate(const Runtime& runtime) override;
   Tensor plan(Arena& arena, const Tensor& latents, Mode mode) override;
   void use_kernels(const KernelChoice& choice) override { kernels_ = choice; }
-  void forward(Stream stream) override;
-  void collect(Stream stream) override;
+  void forward(const Pass& pass) override;
   void backward(Stream stream) override;
   void update(const UpdateContext& context, Stream stream) override;
   void decode(Stream stream) override;
@@ -34,8 +33,9 @@ class VectorQuantizer : public Quantizer {
  protected:
   explicit VectorQuantizer(const QuantizerContext& context);
 
-  // How the codebook learns: by a gradient that the optimiser then applies, or by averages after it.
-  virtual void learn_before_optimiser(Stream) {}
+  // How the codebook learns: by its gradient (K, D), which the optimiser then applies, or by averages after
+  // it.
+  virtual View<float> codebook_gradient() const { return {}; }
   virtual void learn_after_optimiser(const UpdateContext&, Stream) {}
   // The averages, and the codebook from them.
   void update_averages(const UpdateContext& context, Stream stream);
@@ -56,7 +56,7 @@ class VectorQuantizer : public Quantizer {
   float gradient_scale(double weight) const;
 
   const int64_t K_, D_;
-  const double decay_, quantizer_weight_, commitment_weight_;
+  const double decay_, quantizer_weight_, commitment_weight_, codebook_weight_;
   View<float> codebook_;                    // (K, D)
   View<float> cluster_size_, cluster_sum_;  // (K), (K, D)
   View<int32_t> counts_;                    // (K), of the batch

@@ -1,9 +1,10 @@
-// The codebook ops beside the lookup: straight-through, cluster sums, averages, restart, k-means, health.
+// The codebook ops beside lookup and cluster sums: straight-through, averages, restart, k-means, health.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <set>
 
+#include "codebook_problems.hpp"
 #include "kernels/codebook/cluster_sums.hpp"
 #include "kernels/codebook/ema_update.hpp"
 #include "kernels/codebook/health.hpp"
@@ -11,35 +12,8 @@
 #include "kernels/codebook/restart.hpp"
 #include "kernels/codebook/straight_through.hpp"
 #include "kernels/core/parallel.hpp"
-#include "testing.hpp"
 
 namespace vqlab::testing {
-namespace {
-
-constexpr double kEps = std::numeric_limits<float>::epsilon() / 2;  // relative error of one float operation
-
-struct Problem {
-  int64_t N, K, D;
-  std::vector<float> latents, codebook;
-  std::vector<int32_t> codes;
-  Problem(int64_t n, int64_t k, int64_t d, uint64_t seed = 1)
-      : N(n), K(k), D(d), latents(normal_floats(n * d, seed)), codebook(normal_floats(k * d, seed + 1)) {
-    const RandomKey key{.seed = seed + 2, .step = 0, .use = RandomUse::augment, .tensor = 0};
-    for (int64_t i = 0; i < n; ++i)
-      codes.push_back(int32_t(random_bits(key, uint64_t(i)).v[0] % uint32_t(k)));
-  }
-  View<const float> latents_view() const { return {latents.data(), {N, D}}; }
-  View<const float> codebook_view() const { return {codebook.data(), {K, D}}; }
-  View<const int32_t> codes_view() const { return {codes.data(), {N}}; }
-};
-
-const std::vector<Problem>& problems() {
-  static const std::vector<Problem> list = {{1, 1, 1},    {3, 2, 4},      {33, 511, 3},
-                                            {129, 2, 65}, {1000, 16, 64}, {4097, 7, 8}};
-  return list;
-}
-
-}  // namespace
 
 TEST_CASE("straight through: copies the code exactly and measures the mean squared distance", "[unit]") {
   for (const Problem& p : problems()) {
@@ -115,39 +89,6 @@ TEST_CASE("straight through: operands that disagree are refused", "[unit]") {
   op.codebook = p.codebook_view();
   op.block_sums = {};
   CHECK_THROWS_AS(op.check(), Error);
-}
-
-TEST_CASE("cluster sums: counts are exact and sums follow the stated order bit for bit", "[unit]") {
-  for (const Problem& p : problems()) {
-    for (const int workers : {1, 2, 3}) {
-      set_worker_count(workers);
-      Guarded<int32_t> counts(p.K);
-      Guarded<float> sums(p.K * p.D, 1);
-      Guarded<std::byte> scratch(cluster_sums_scratch_bytes(Device::cpu, p.N, p.K, p.D));
-      run(ClusterSumsOp{.counts = counts.view({p.K}),
-                        .sums = sums.view({p.K, p.D}),
-                        .latents = p.latents_view(),
-                        .codes = p.codes_view(),
-                        .scratch = scratch.view({scratch.size()})},
-          Stream{});
-      for (int64_t k = 0; k < p.K; ++k) {
-        std::vector<int64_t> rows;
-        for (int64_t n = 0; n < p.N; ++n)
-          if (p.codes[size_t(n)] == k) rows.push_back(n);
-        REQUIRE(counts.data()[k] == int32_t(rows.size()));
-        for (int64_t d = 0; d < p.D; ++d) {
-          float total = 0.0f, chunk = 0.0f;  // the order of the header, written out
-          for (size_t i = 0; i < rows.size(); ++i) {
-            chunk += p.latents[size_t(rows[i] * p.D + d)];
-            if ((i + 1) % size_t(kClusterChunk) == 0 || i + 1 == rows.size()) total += chunk, chunk = 0.0f;
-          }
-          REQUIRE(sums.data()[k * p.D + d] == total);
-        }
-      }
-      counts.check_guards(), sums.check_guards(), scratch.check_guards();
-    }
-  }
-  set_worker_count(0);
 }
 
 namespace {

@@ -131,6 +131,21 @@ TEST_CASE("nn: addition may write over either operand", "[unit]") {
   }
 }
 
+TEST_CASE("nn: a sum in front of a ReLU is the sum behind its gradient", "[unit]") {
+  for (const int64_t size : kSizes) {
+    Buffer a(normal_floats(size, 1)), b(normal_floats(size, 2)), y(normal_floats(size, 3)), output(size);
+    a.data()[size - 1] = kNan, y.data()[size / 2] = kNan;
+    Buffer expected(size);
+    run(AddOp{expected.all(), a.all(), b.all()}, Stream{});
+    run(ReluBackwardOp{expected.all(), expected.all(), y.all()}, Stream{});
+    run(AddOp{output.all(), a.all(), b.all(), y.all()}, Stream{});
+    CHECK(same_bits(output.values(), expected.values()));
+    output.check_guards();
+    run(AddOp{b.all(), a.all(), b.all(), y.all()}, Stream{});
+    CHECK(same_bits(b.values(), expected.values()));
+  }
+}
+
 TEST_CASE("nn: a swap exchanges all elements", "[unit]") {
   for (const int64_t size : kSizes) {
     const std::vector<float> left = normal_floats(size, 1), right = normal_floats(size, 2);
@@ -150,6 +165,7 @@ TEST_CASE("nn: operands of different shapes are rejected", "[unit][bad-input]") 
   REQUIRE_THROWS_AS(run(ReluBackwardOp{six, other, six}, Stream{}), Error);
   REQUIRE_THROWS_AS(run(AddOp{third, other, other}, Stream{}), Error);
   REQUIRE_THROWS_AS(run(AddOp{other, other, third}, Stream{}), Error);
+  REQUIRE_THROWS_AS(run(AddOp{other, other, other, third}, Stream{}), Error);
   REQUIRE_THROWS_AS(run(SwapOp{six, a.view({5})}, Stream{}), Error);
 }
 

@@ -38,14 +38,18 @@ struct FsqResult {
 FsqResult quantize(const FsqGrid& grid, const std::vector<float>& latents) {
   const int64_t D = grid.D, N = int64_t(latents.size()) / D;
   Guarded<float> quantized(N * D, 1);
-  Guarded<int32_t> codes(N, 1), first_bad_row(1);
+  Guarded<int32_t> codes(N, 1), first_bad_row(1), counts(grid.K);
   run(FsqOp{.quantized = quantized.view({N, D}),
             .codes = codes.view({N}),
             .first_bad_row = first_bad_row.view({1}),
             .latents = {latents.data(), {N, D}},
-            .grid = grid},
+            .grid = grid,
+            .counts = counts.view({grid.K})},
       Stream{});
-  quantized.check_guards(), codes.check_guards(), first_bad_row.check_guards();
+  quantized.check_guards(), codes.check_guards(), first_bad_row.check_guards(), counts.check_guards();
+  std::vector<int32_t> expected(size_t(grid.K));
+  for (int64_t n = 0; n < N; ++n) ++expected[size_t(codes.data()[n])];
+  CHECK(std::equal(expected.begin(), expected.end(), counts.data()));
   return {
       {quantized.data(), quantized.data() + N * D}, {codes.data(), codes.data() + N}, *first_bad_row.data()};
 }
@@ -176,6 +180,9 @@ TEST_CASE("fsq: levels out of range and operands that disagree are refused", "[u
            .latents = {rows.data(), {2, 3}},
            .grid = fsq_grid(Levels{8, 6, 5})};
   op.check();
+  op.counts = {codes.data(), {2}};
+  CHECK_THROWS_AS(op.check(), Error);
+  op.counts = {};
   op.grid = fsq_grid(Levels{8, 6});
   CHECK_THROWS_AS(op.check(), Error);
   op.grid = {};

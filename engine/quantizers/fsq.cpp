@@ -2,7 +2,6 @@
 // restart and no state in a model's file.
 #include "kernels/codebook/fsq.hpp"
 #include "engine/quantizer.hpp"
-#include "kernels/codebook/cluster_sums.hpp"
 #include "kernels/codebook/ema_update.hpp"
 
 namespace vqlab {
@@ -23,16 +22,15 @@ class FsqQuantizer : public Quantizer {
   }
   void allocate(const Runtime& runtime) override;
   Tensor plan(Arena& arena, const Tensor& latents, Mode mode) override;
-  void use_kernels(const KernelChoice& choice) override { kernels_ = choice; }
-  void forward(Stream stream) override {
+  void forward(const Pass& pass) override {
     run(FsqOp{.quantized = quantized_.value.rows(),
               .codes = flat_codes(),
               .first_bad_row = first_bad_row_,
               .latents = latents_.value.rows(),
-              .grid = grid_},
-        stream);
+              .grid = grid_,
+              .counts = pass.training() ? counts_ : View<int32_t>()},
+        pass.stream);
   }
-  void collect(Stream stream) override;
   void backward(Stream stream) override {
     run(FsqBackwardOp{.d_latents = latents_.gradient.rows(),
                       .d_quantized = quantized_.gradient.rows(),
@@ -64,18 +62,15 @@ class FsqQuantizer : public Quantizer {
   const FsqGrid grid_;
   const float decay_, dead_threshold_;
   const Mode mode_;
-  KernelChoice kernels_;
 
   Slab slab_{"codebook state"};
   View<float> codebook_;      // (K, D): every code, decoded
   View<float> cluster_size_;  // (K), averaged counts
-  View<float> sums_;          // (K, D), which the counts come with
   View<float> health_scratch_;
   View<int32_t> first_bad_row_, counts_, age_;
   View<CodebookHealth> health_;
   Tensor latents_, quantized_;
   View<int32_t> codes_;
-  View<std::byte> scratch_;
 };
 
 void FsqQuantizer::take_state(Slab& slab) {
@@ -84,7 +79,6 @@ void FsqQuantizer::take_state(Slab& slab) {
   first_bad_row_ = slab.take<int32_t>({1});
   if (mode_ == Mode::inference) return;
   cluster_size_ = slab.take<float>({K});
-  sums_ = slab.take<float>({K, D});
   counts_ = slab.take<int32_t>({K});
   age_ = slab.take<int32_t>({K});
   health_scratch_ = slab.take<float>({2 * K});
@@ -102,27 +96,13 @@ void FsqQuantizer::allocate(const Runtime& runtime) {
   runtime.synchronize(runtime.compute());
 }
 
-Tensor FsqQuantizer::plan(Arena& arena, const Tensor& latents, Mode mode) {
+Tensor FsqQuantizer::plan(Arena& arena, const Tensor& latents, Mode) {
   latents_ = latents;
   const View<float>& z = latents.value;
   quantized_.value = arena.take<float>({z[0], z[1], z[2], z[3]});
   quantized_.gradient = latents.gradient;  // the backward pass works in place
   codes_ = arena.take<int32_t>({z[0], z[1], z[2]});
-  if (mode == Mode::training)
-    scratch_ = arena.scratch(cluster_sums_scratch_bytes(arena.device(), codes_.size(), grid_.K, grid_.D));
   return quantized_;
-}
-
-void FsqQuantizer::collect(Stream stream) {
-  const ClusterSumsVariant* chosen = kernels_.cluster_sums;
-  const bool supported = chosen != nullptr && chosen->supports(codes_.size(), grid_.K, grid_.D);
-  run(ClusterSumsOp{.counts = counts_,
-                    .sums = sums_,
-                    .latents = latents_.value.rows(),
-                    .codes = flat_codes(),
-                    .scratch = scratch_,
-                    .variant = supported ? chosen : nullptr},
-      stream);
 }
 
 void FsqQuantizer::update(const UpdateContext& context, Stream stream) {

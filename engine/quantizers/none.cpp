@@ -7,7 +7,7 @@ namespace {
 class NoQuantizer : public Quantizer {
  public:
   Tensor plan(Arena&, const Tensor& latents, Mode) override { return latents; }
-  void forward(Stream) override {}
+  void forward(const Pass&) override {}
 };
 
 }  // namespace

@@ -10,19 +10,11 @@ class LossQuantizer : public VectorQuantizer {
   explicit LossQuantizer(const QuantizerContext& context)
       : VectorQuantizer(context),
         parameters_(context.parameters),
-        codebook_weight_(context.config.loss.codebook_weight),
         id_(parameters_.add("quantize.embedding.weight", {K_, D_}, 1.0f / float(K_))) {}
   double codebook_loss_weight() const override { return quantizer_weight_ * codebook_weight_; }
 
  private:
-  void learn_before_optimiser(Stream stream) override {
-    run(CodebookGradientOp{.d_codebook = parameters_.gradient(id_),
-                           .codebook = codebook_,
-                           .counts = counts_,
-                           .sums = sums_,
-                           .scale = gradient_scale(codebook_weight_)},
-        stream);
-  }
+  View<float> codebook_gradient() const override { return parameters_.gradient(id_); }
   void learn_after_optimiser(const UpdateContext& context, Stream stream) override {
     run(AverageCountsOp{.cluster_size = cluster_size_,
                         .counts = counts_,
@@ -35,7 +27,6 @@ class LossQuantizer : public VectorQuantizer {
   View<float> moment2() const override { return parameters_.moment2(id_); }
 
   ParameterStore& parameters_;
-  const double codebook_weight_;
   const ParameterStore::Id id_;
 };
 

@@ -2,6 +2,9 @@
 
 #include <limits>
 
+#include "cluster_chunks.hpp"
+#include "straight_through.hpp"
+
 namespace vqlab {
 
 #define VQ_CPU_VARIANT(name) extern const ClusterSumsVariant cluster_sums_##name;
@@ -46,6 +49,14 @@ void ClusterSumsOp::check() const {
              kMost);
   VQ_REQUIRE(codes.size() == latents[0], "cluster_sums: {} codes for latents {}", codes.size(),
              latents.shape());
+  const bool quantizes = bool(quantized);
+  VQ_REQUIRE(bool(distance) == quantizes && bool(codebook) == quantizes,
+             "cluster_sums: quantized {}, distance {} and codebook {} go together", quantized.shape(),
+             distance.shape(), codebook.shape());
+  VQ_REQUIRE(
+      !quantizes || (same_shape(quantized, latents) && same_shape(codebook, sums) && distance.size() == 1),
+      "cluster_sums: quantized {}, distance {} or codebook {} does not fit latents {} and sums {}",
+      quantized.shape(), distance.shape(), codebook.shape(), latents.shape(), sums.shape());
   VQ_REQUIRE(variant == nullptr || variant->supports(latents[0], sums[0], latents[1]),
              "cluster_sums: variant {} does not support latents {} and sums {}", variant->name,
              latents.shape(), sums.shape());
@@ -61,6 +72,17 @@ VariantTable<ClusterSumsOp> cluster_sums_variants(Device device) {
 #endif
   if (device == Device::cuda) return {};
   return kCpuVariants;
+}
+
+void quantize_beside(const ClusterSumsOp& op, float* block_sums, Stream stream) {
+  if (!op.quantized) return;
+  run(StraightThroughOp{.quantized = op.quantized,
+                        .distance = op.distance,
+                        .latents = op.latents,
+                        .codebook = op.codebook,
+                        .codes = op.codes,
+                        .block_sums = {block_sums, {sum_blocks(op.latents.size())}}},
+      stream);
 }
 
 const ClusterSumsVariant& find_cluster_sums_variant(Device device, std::string_view name) {

@@ -1,5 +1,8 @@
 #include "fsq.hpp"
 
+#include <algorithm>
+#include <atomic>
+
 #include "../core/parallel.hpp"
 #include "score64.hpp"
 
@@ -13,7 +16,8 @@ void check_grid(const char* name, const FsqGrid& grid, const View<const float>& 
              name, grid.D, rows.shape());
 }
 
-void quantize_row(const FsqOp& op, int64_t n) {
+// Returns whether the row is finite.
+bool quantize_row(const FsqOp& op, int64_t n) {
   const int D = op.grid.D;
   const float* latent = op.latents.data + n * D;
   const bool finite = is_finite_row(latent, D);
@@ -24,6 +28,7 @@ void quantize_row(const FsqOp& op, int64_t n) {
     code += digit * op.grid.base[d];
   }
   op.codes.data[n] = code;
+  return finite;
 }
 
 }  // namespace
@@ -64,6 +69,7 @@ void FsqOp::check() const {
   VQ_REQUIRE(same_shape(latents, quantized) && codes.size() == latents[0] && first_bad_row.size() == 1,
              "fsq: quantized {}, codes {} or first_bad_row {} does not fit latents {}", quantized.shape(),
              codes.shape(), first_bad_row.shape(), latents.shape());
+  VQ_REQUIRE(!counts || counts.size() == grid.K, "fsq: counts {} for {} codes", counts.shape(), grid.K);
 }
 
 void FsqBackwardOp::check() const {
@@ -80,13 +86,19 @@ void FsqDecodeOp::check() const {
 }
 
 void run_cpu(const FsqOp& op) {
-  const int64_t N = op.latents[0], D = op.grid.D;
+  const int64_t N = op.latents[0];
+  std::atomic<int64_t> first_bad = N;
   parallel_ranges(N, kRowsPerPiece, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) quantize_row(op, n);
+    int64_t bad = N;
+    for (int64_t n = begin; n < end; ++n)
+      if (!quantize_row(op, n)) bad = std::min(bad, n);
+    for (int64_t known = first_bad; bad < known && !first_bad.compare_exchange_weak(known, bad);) {
+    }
   });
-  int64_t bad = 0;
-  while (bad < N && is_finite_row(op.latents.data + bad * D, D)) ++bad;
-  op.first_bad_row.data[0] = bad < N ? int32_t(bad) : -1;
+  op.first_bad_row.data[0] = first_bad < N ? int32_t(first_bad) : -1;
+  if (!op.counts) return;
+  std::fill_n(op.counts.data, op.counts.size(), 0);
+  for (int64_t n = 0; n < N; ++n) ++op.counts.data[op.codes.data[n]];
 }
 
 void run_cpu(const FsqBackwardOp& op) {

@@ -54,6 +54,7 @@ struct FsqOp {
   View<int32_t> first_bad_row;  // (1), the first row with a latent that is not finite, or -1
   View<const float> latents;    // (N, D)
   FsqGrid grid;
+  View<int32_t> counts = {};  // (K), rows of each code; or absent
 
   // Throws Error(failed) on shapes that disagree.
   void check() const;

@@ -57,6 +57,18 @@ void StraightThroughBackwardOp::check() const {
   VQ_REQUIRE(codebook.rank == 2 && codebook[1] == latents[1] && codes.size() == latents[0],
              "straight_through backward: latents {}, codebook {} and {} codes disagree", latents.shape(),
              codebook.shape(), codes.size());
+  VQ_REQUIRE(bool(counts) == bool(d_codebook) && bool(sums) == bool(d_codebook),
+             "straight_through backward: d_codebook {}, counts {} and sums {} go together",
+             d_codebook.shape(), counts.shape(), sums.shape());
+  if (d_codebook) codebook_gradient().check();
+}
+
+CodebookGradientOp StraightThroughBackwardOp::codebook_gradient() const {
+  return {.d_codebook = d_codebook,
+          .codebook = codebook,
+          .counts = counts,
+          .sums = sums,
+          .scale = codebook_scale};
 }
 
 void run_cpu(const StraightThroughOp& op) {
@@ -73,6 +85,7 @@ void run_cpu(const StraightThroughOp& op) {
 void run_cpu(const StraightThroughBackwardOp& op) {
   parallel_ranges(op.latents[0], kRowsPerPiece,
                   [&](int64_t begin, int64_t end) { backward_rows(op, begin, end); });
+  if (op.d_codebook) run_cpu(op.codebook_gradient());
 }
 
 }  // namespace vqlab

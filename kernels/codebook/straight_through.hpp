@@ -3,6 +3,7 @@
 
 #include "../core/op.hpp"
 #include "../core/tree_sum.hpp"
+#include "ema_update.hpp"
 
 namespace vqlab {
 
@@ -30,7 +31,15 @@ struct StraightThroughBackwardOp {
   View<const int32_t> codes;      // (N)
   float commitment_scale;         // 2 * quantizer_weight * commitment_weight / (N * D)
 
+  // All or none: in the same launch, what CodebookGradientOp gives for a codebook that learns by its
+  // gradient.
+  View<float> d_codebook = {};      // (K, D)
+  View<const int32_t> counts = {};  // (K)
+  View<const float> sums = {};      // (K, D)
+  float codebook_scale = 0.0f;      // 2 * quantizer_weight * codebook_weight / (N * D)
+
   void check() const;
+  CodebookGradientOp codebook_gradient() const;
 };
 
 void run_cpu(const StraightThroughOp& op);

@@ -21,6 +21,7 @@ struct Variant {
   bool (*supports)(int64_t N, int64_t K, int64_t D);  // machine and shape; never by luck
   int64_t (*scratch_bytes)(int64_t N, int64_t K, int64_t D);
   void (*run)(const Op& op, Stream stream);
+  bool reproducible = true;  // the same bits in every run
 };
 
 // The variants of one device.

@@ -28,6 +28,11 @@ VQ_MULTIVERSION void add_range(const AddOp& op, int64_t begin, int64_t end) {
   float* output = op.output.data;
   const float* a = op.a.data;
   const float* b = op.b.data;
+  if (const float* rectified = op.rectified.data; rectified != nullptr) {
+#pragma GCC ivdep
+    for (int64_t i = begin; i < end; ++i) output[i] = rectified[i] > 0.0f ? a[i] + b[i] : 0.0f;
+    return;
+  }
 #pragma GCC ivdep
   for (int64_t i = begin; i < end; ++i) output[i] = a[i] + b[i];
 }
@@ -47,6 +52,8 @@ void ReluBackwardOp::check() const {
 void AddOp::check() const {
   VQ_REQUIRE(same_shape(output, a) && same_shape(output, b), "add: output {}, a {} and b {} differ",
              output.shape(), a.shape(), b.shape());
+  VQ_REQUIRE(!rectified || same_shape(output, rectified), "add: output {} and rectified {} differ",
+             output.shape(), rectified.shape());
 }
 
 void run_cpu(const ReluOp& op) {

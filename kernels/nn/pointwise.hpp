@@ -20,11 +20,13 @@ struct ReluBackwardOp {
   void check() const;
 };
 
-// output = a + b: the skip connection of a residual block (He et al. 2015), and the sum of its two gradients.
+// output = a + b: the skip connection of a residual block (He et al. 2015), and the sum of its two gradients,
+// in front of a ReLU if there is one: 0 where `rectified` is not positive, as ReluBackwardOp makes it.
 struct AddOp {
-  View<float> output;   // any shape; may alias a or b
-  View<const float> a;  // same shape
-  View<const float> b;  // same shape
+  View<float> output;                // any shape; may alias a or b
+  View<const float> a;               // same shape
+  View<const float> b;               // same shape
+  View<const float> rectified = {};  // same shape, the value that the ReLU produced; or absent
   void check() const;
 };
 

@@ -7,9 +7,10 @@ S1, S2, S3 = "262144,512,64", "1048576,1024,64", "1048576,8192,256"
 S4, S5, OWN = "262144,16384,8", "65536,262144,256", "6272,256,16"  # OWN: of fmnist-s
 SPEED = [("lookup", S1), ("lookup", S2), ("lookup", S3), ("lookup", S5), ("lookup", S4), ("lookup", OWN),
          ("cluster_sums", S1), ("cluster_sums", S2), ("cluster_sums", OWN), ("cluster_sums", S3),
-         ("cluster_sums", S4), ("cluster_sums", S5)]
+         ("cluster_sums", S4), ("cluster_sums", S5), ("skewed_sums", S1), ("skewed_sums", OWN),
+         ("quantize", S1), ("quantize", OWN)]
 ODD = [f"{n},{k},{d}" for n, k, d in itertools.product((1, 31, 4097), (1, 3, 1000), (1, 7, 65))]
-OPS = ("lookup", "cluster_sums")
+OPS = ("lookup", "cluster_sums", "quantize")
 REPEATS = 4  # calls, each of which runs a variant three times on data of its own
 
 

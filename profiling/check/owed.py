@@ -11,6 +11,7 @@ TESTS = {  # what: a regular expression of test names
     "tensor-core lookups and wrappers": r"mma|wgmma|hopper|ptx|conformance",
     "captured graphs": r"graph|captured",
     "resident images": r"start of a step|image input|resident",
+    "cluster sums": r"cluster sums|fixed point|one hot|both gradients",
     "precisions": r"bf16|tf32|precision",
     "self-tests": r"self-test|trust",
 }

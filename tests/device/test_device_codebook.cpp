@@ -1,11 +1,10 @@
-// The lookup, the cluster sums and k-means on the device: equal to the CPU, bit for bit.
+// The lookup and k-means on the device: equal to the CPU, bit for bit.
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <numeric>
 
 #include "device_testing.hpp"
-#include "kernels/codebook/cluster_sums.hpp"
 #include "kernels/codebook/kmeans.hpp"
 #include "kernels/codebook/lookup.hpp"
 #include "kernels/core/prim.hpp"
@@ -292,47 +291,6 @@ TEST_CASE("device: pairs are sorted by the bits of their keys and stay in order"
       scratch.check_bands();
     });
   }
-}
-
-TEST_CASE("device: cluster sums have the bits of the CPU", "[kernels]") {
-  struct Case {
-    int64_t N, K, D;
-    double share;  // of the rows, in one code
-  };
-  for (const Case& c : std::initializer_list<Case>{{0, 3, 4, 0.0},
-                                                   {1, 1, 1, 0.0},
-                                                   {127, 1, 3, 0.0},
-                                                   {128, 2, 8, 1.0},
-                                                   {129, 2, 64, 1.0},
-                                                   {257, 512, 5, 0.6},
-                                                   {1000, 511, 65, 0.0},
-                                                   {1000, 5, 33, 0.9},
-                                                   {3000, 3, 1, 0.5},
-                                                   {5000, 40, 8, 0.9},
-                                                   {40, 3000, 2, 0.1},
-                                                   {300, 7, 256, 0.3},
-                                                   {140, 2, 300, 0.3}})
-    for (const bool awkward : {false, true})
-      require_same_on_both(
-          "cluster sums, N " + std::to_string(c.N) + ", K " + std::to_string(c.K) + ", D " +
-              std::to_string(c.D),
-          [&](auto place) {
-            auto latents = place.array((awkward ? awkward_floats : normal_floats)(c.N * c.D, 3), 1);
-            auto codes = place.array(random_codes(c.N, c.K, c.share, 4), 1);
-            auto counts = place.array(std::vector<int32_t>(size_t(c.K), -1), 1);
-            auto sums = place.array(std::vector<float>(size_t(c.K * c.D), kNan), 1);
-            auto scratch = place.array(std::vector<std::byte>(size_t(
-                                           cluster_sums_scratch_bytes(place.stream().device, c.N, c.K, c.D))),
-                                       3);
-            run(ClusterSumsOp{.counts = counts.view(),
-                              .sums = sums.view({c.K, c.D}),
-                              .latents = latents.view({c.N, c.D}),
-                              .codes = codes.view(),
-                              .scratch = scratch.view()},
-                place.stream());
-            scratch.download();
-            return std::tuple(counts.download(), sums.download());
-          });
 }
 
 TEST_CASE("device: kmeans has the bits of the CPU", "[kernels]") {

@@ -95,7 +95,7 @@ TEST_CASE("device: a comparison verifies and times every variant", "[kernels]") 
       for (const VariantResult& result : results) {
         INFO(op->name << " " << result.variant.name);
         if (result.status == "UNSUPPORTED") continue;
-        CHECK(result.status == "ok");
+        CHECK((result.status == "ok" || (op->name == "skewed_sums" && result.status == "MISTRUSTED")));
         CHECK(result.wrong == 0);
         CHECK(result.rows_checked == 2 * (op->name == "lookup" ? shape.N : shape.K));
         REQUIRE(result.timing);

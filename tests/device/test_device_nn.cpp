@@ -61,7 +61,7 @@ TEST_CASE("device: elementwise ops have the bits of the CPU at any size and alig
         auto left = place.array(a, offset), right = place.array(b, offset == 1 ? 2 : 0);
         auto copied = place.array(poison(size), offset), filled = place.array(poison(size), offset);
         auto rectified = place.array(poison(size), offset), sum = place.array(poison(size), offset);
-        auto d_input = place.array(poison(size), offset);
+        auto d_input = place.array(poison(size), offset), masked = place.array(poison(size), offset);
         auto here = place.array(a, offset), there = place.array(b, offset == 1 ? 2 : 0);
         const Stream stream = place.stream();
         run(CopyOp{copied.view(), left.view()}, stream);
@@ -69,9 +69,10 @@ TEST_CASE("device: elementwise ops have the bits of the CPU at any size and alig
         run(ReluOp{rectified.view(), left.view()}, stream);
         run(ReluBackwardOp{d_input.view(), right.view(), rectified.view()}, stream);
         run(AddOp{sum.view(), left.view(), right.view()}, stream);
+        run(AddOp{masked.view(), left.view(), right.view(), rectified.view()}, stream);
         run(SwapOp{here.view(), there.view()}, stream);
         return std::tuple(copied.download(), filled.download(), rectified.download(), d_input.download(),
-                          sum.download(), here.download(), there.download());
+                          sum.download(), masked.download(), here.download(), there.download());
       });
 }
 

@@ -47,12 +47,14 @@ TEST_CASE("device: fsq has the bits of the CPU, both ways and back from codes", 
                d_quantized = place.array(normal_floats(N * D, 2), offset),
                d_latents = place.array(zeros(N * D), offset);
           auto codes = place.array(std::vector<int32_t>(size_t(N), -1), offset),
-               first_bad_row = place.array(std::vector<int32_t>{7}, offset);
+               first_bad_row = place.array(std::vector<int32_t>{7}, offset),
+               counts = place.array(std::vector<int32_t>(size_t(grid.K), -1), offset);
           run(FsqOp{.quantized = quantized.view({N, D}),
                     .codes = codes.view(),
                     .first_bad_row = first_bad_row.view(),
                     .latents = latents.view({N, D}),
-                    .grid = grid},
+                    .grid = grid,
+                    .counts = N == 31 ? View<int32_t>() : counts.view()},
               place.stream());
           run(FsqDecodeOp{.quantized = decoded.view({N, D}), .codes = codes.view(), .grid = grid},
               place.stream());
@@ -62,7 +64,8 @@ TEST_CASE("device: fsq has the bits of the CPU, both ways and back from codes", 
                             .grid = grid},
               place.stream());
           return std::tuple(quantized.download(), codes.download(), first_bad_row.download(),
-                            decoded.download(), d_latents.download(), d_quantized.download());
+                            counts.download(), decoded.download(), d_latents.download(),
+                            d_quantized.download());
         });
       }
   }

@@ -32,7 +32,7 @@ else()
   endfunction()
 endif()
 
-# A copy of a lookup, of the sum that a straight-through pass ends with, of the atomic cluster sums.
+# A copy of a lookup, of the sum that a straight-through pass ends with, of cluster sums.
 macro(vq_plant_tiled name text instead)
   set(file kernels/codebook/lookup_variants/simt_tiled.cu)
   vq_plant(tiled_${name} ${file} "${text}" "${instead}" ${file} "lookup_simt_tiled=tiled_${name};recheck_lookup=count_doubtful")
@@ -65,6 +65,14 @@ macro(vq_plant_atomic name text instead)
   set(file kernels/codebook/cluster_sums_variants/atomic.cu)
   vq_plant(atomic_${name} ${file} "${text}" "${instead}" ${file} cluster_sums_atomic=atomic_${name})
 endmacro()
+macro(vq_plant_per_code name text instead)
+  set(file kernels/codebook/cluster_sums_variants/per_code.cu)
+  vq_plant(per_code_${name} ${file} "${text}" "${instead}" ${file} "cluster_sums_per_code=per_code_${name};sum_per_code=sum_${name}")
+endmacro()
+macro(vq_plant_fixed name text instead)
+  set(file kernels/codebook/cluster_sums_variants/fixed_point.cu)
+  vq_plant(fixed_${name} ${file} "${text}" "${instead}" ${file} cluster_sums_fixed_point=fixed_${name})
+endmacro()
 
 vq_plant_tiled(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
 vq_plant_tiled(load_barrier [[__syncthreads();  // the first slab is stored]] [[// the first slab is stored]])
@@ -81,6 +89,11 @@ vq_plant_sum(partials_barrier [[__syncthreads();  // every lane is stored]] [[//
 vq_plant_sum(unwritten_slots [[lanes[threadIdx.x] = lane;]] [[if (threadIdx.x < kSumThreads - kWarp) lanes[threadIdx.x] = lane;]])
 vq_plant_atomic(lost_update [[atomicAdd(counts + code, 1);]] [[counts[code] += 1;]])
 vq_plant_atomic(past_the_end [[d < D; d += blockDim.x]] [[d <= D; d += blockDim.x]])
+vq_plant_per_code(list_barrier [[__syncthreads();  // the list is complete]] [[// the list is complete]])
+vq_plant_per_code(chunks_barrier [[__syncthreads();  // the chunks of this tile]] [[// the chunks of this tile]])
+vq_plant_fixed(lost_update [[atomicAdd(low + int64_t(code) * tile + lane, unsigned(q) & 0xffffu);]]
+               [[low[int64_t(code) * tile + lane] += unsigned(q) & 0xffffu;]])
+vq_plant_fixed(zero_barrier [[__syncthreads();  // the accumulators are 0]] [[// the accumulators are 0]])
 
 vq_plant_mma(as_it_is [[namespace vqlab {]] [[namespace vqlab {]])
 vq_plant_mma(wait_off_by_one [[copies_wait<kStages - 2>]] [[copies_wait<kStages - 1>]])

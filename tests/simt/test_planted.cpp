@@ -11,7 +11,8 @@ namespace vqlab {
 extern const LookupVariant tiled_as_it_is, tiled_load_barrier, tiled_overwrite_barrier, tiled_past_the_end,
     tiled_rows_past_the_end, tiled_shuffle_in_branch, tiled_return_before_barrier, tiled_two_barriers,
     tiled_two_writers;
-extern const ClusterSumsVariant atomic_lost_update, atomic_past_the_end;
+extern const ClusterSumsVariant atomic_lost_update, atomic_past_the_end, per_code_list_barrier,
+    per_code_chunks_barrier, fixed_lost_update, fixed_zero_barrier;
 void sum_partials_barrier(const StraightThroughOp& op, Stream stream);
 void sum_unwritten_slots(const StraightThroughOp& op, Stream stream);
 
@@ -25,6 +26,7 @@ using vqlab::testing::normal_floats;
 
 constexpr const char* kTiled = "kernels/codebook/lookup_variants/simt_tiled.cu";
 constexpr const char* kSum = "kernels/core/tree_sum.cuh";
+constexpr const char* kFixed = "kernels/codebook/cluster_sums_variants/fixed_point.cu";
 constexpr const char* kAtomic = "kernels/codebook/cluster_sums_variants/atomic.cu";
 
 // Two tiles of codes, six slabs of dimensions, a ragged last block of rows.
@@ -159,17 +161,22 @@ bool sums_are_right(const ClusterSumsVariant& variant) {
   const TestStream stream;
   const Buffer<float> x(latents, stream, "latents"), s(K * D, "sums");
   const Buffer<int32_t> k(codes, stream, "codes"), c(K, "counts");
+  const int64_t bytes = variant.scratch_bytes(N, K, D);
+  const Buffer<std::byte> scratch(size_t(bytes), "scratch");
   variant.run({.counts = {c.data(), {K}},
                .sums = {s.data(), {K, D}},
                .latents = {x.data(), {N, D}},
                .codes = {k.data(), {N}},
-               .scratch = {}},
+               .scratch = {scratch.data(), {bytes}}},
               stream);
   return s.download(stream) == sums && c.download(stream) == counts;
 }
 
-TEST_CASE("planted: atomic cluster sums as they are pass", "[planted]") {
-  check_silent([] { return sums_are_right(find_cluster_sums_variant(Device::cuda, "atomic")); });
+TEST_CASE("planted: cluster sums as they are pass", "[planted]") {
+  for (const char* name : {"atomic", "per_code", "fixed_point"}) {
+    INFO(name);
+    check_silent([=] { return sums_are_right(find_cluster_sums_variant(Device::cuda, name)); });
+  }
 }
 
 // Threads switch at synchronisation only, so that in the plain flavour nothing comes between the read and the
@@ -185,6 +192,27 @@ TEST_CASE("planted: cluster sums with one dimension too many", "[planted]") {
                {.plain = {"wrong"},
                 .race = {"out of bounds: read of 4 bytes of 'latents' at atomic.cu:"},
                 .asan = {"atomic.cu:"}});
+}
+
+TEST_CASE("planted: rows of a code that are added before their list is complete", "[planted]") {
+  check_caught("per_code_list_barrier", [] { return sums_are_right(per_code_list_barrier); },
+               {.plain_share = 0.5, .plain = {"wrong"}, .race = {"of shared memory at per_code.cu:"}});
+}
+
+TEST_CASE("planted: chunks of a code that are added before they are there", "[planted]") {
+  check_caught("per_code_chunks_barrier", [] { return sums_are_right(per_code_chunks_barrier); },
+               {.plain_share = 0.5, .plain = {"wrong"}, .race = {"of shared memory at per_code.cu:"}});
+}
+
+TEST_CASE("planted: fixed point that adds one half without an atomic", "[planted]") {
+  const std::string line = line_with("fixed_lost_update", kFixed, "lane] += unsigned(q)");
+  check_caught("fixed_lost_update", [] { return sums_are_right(fixed_lost_update); },
+               {.plain_share = 0.0, .race = {"race: read of 4 bytes of shared memory at " + line}});
+}
+
+TEST_CASE("planted: fixed point that adds before its accumulators are 0", "[planted]") {
+  check_caught("fixed_zero_barrier", [] { return sums_are_right(fixed_zero_barrier); },
+               {.plain_share = 0.5, .plain = {"wrong"}, .race = {"of shared memory at fixed_point.cu:"}});
 }
 
 }  // namespace

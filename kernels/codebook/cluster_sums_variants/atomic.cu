@@ -10,7 +10,9 @@
 #include "../../core/cuda.hpp"
 #include "../../core/fill.hpp"
 #include "../../core/grid.hpp"
-#include "../cluster_sums.hpp"
+#include "../../core/scratch.hpp"
+#include "../../core/tree_sum.hpp"
+#include "../cluster_chunks.hpp"
 
 namespace vqlab {
 namespace {
@@ -28,8 +30,19 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+struct Parts {
+  float* block_sums;  // of quantize_beside
+  int64_t bytes;
+  Parts(ScratchParts scratch, int64_t N, int64_t D)
+      : block_sums(scratch.take<float>(sum_blocks(N * D))), bytes(scratch.bytes()) {}
+};
+
+int64_t scratch_bytes(int64_t N, int64_t, int64_t D) { return Parts(ScratchParts(), N, D).bytes; }
+
 void run_atomic(const ClusterSumsOp& op, Stream stream) {
-  const int64_t N = op.latents[0], D = op.latents[1];
+  const int64_t N = op.latents[0], K = op.sums[0], D = op.latents[1];
+  const Parts parts(ScratchParts("cluster_sums", op.scratch, scratch_bytes(N, K, D)), N, D);
+  quantize_beside(op, parts.block_sums, stream);
   vqlab::run(FillOp{op.sums, 0.0f}, stream);
   vqlab::run(FillOp{{reinterpret_cast<float*>(op.counts.data), {op.counts.size()}}, 0.0f}, stream);
   if (N == 0) return;
@@ -48,8 +61,9 @@ const ClusterSumsVariant cluster_sums_atomic = {
     .idea = "an atomic addition of every element: not reproducible, shows what determinism costs",
     .exact = false,
     .supports = [](int64_t, int64_t, int64_t) { return true; },
-    .scratch_bytes = [](int64_t, int64_t, int64_t) { return int64_t(0); },
+    .scratch_bytes = scratch_bytes,
     .run = run_atomic,
+    .reproducible = false,
 };
 
 }  // namespace vqlab

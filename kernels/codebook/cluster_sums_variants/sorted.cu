@@ -1,26 +1,25 @@
-// counts[k] and sums[k] of the rows of each code, to the bits of counting_sort.cpp: rows sorted by code
-// (stable), cut into chunks of kClusterChunk, a chunk added in row order, the chunks in chunk order.
-// Mapping: a thread owns one dimension of one chunk, neighbouring threads neighbouring dimensions. The first
-// chunk of each code goes to `sums`, the others to scratch; they are added afterwards. No two of these others
-// begin closer than kClusterChunk places in the sorted rows, so one is found from its place alone, and a code
-// with nearly all rows is as balanced as many small ones.
-// Traffic: N * D floats of latents, K * D of sums, at most N * D / 128 of chunk sums twice; the sort.
-// Shared memory: none. Needs: nothing; any size and alignment to 4 bytes.
-// Measured on an H200: 0.11 ms at (262144, 512, 64).
+// counts[k] and sums[k] of the rows of each code, and what is asked for beside them, to the bits of
+// counting_sort.cpp: rows sorted by code (stable), cut into chunks of kClusterChunk.
+// Mapping: a thread owns one dimension (four, where alignment allows) of one chunk, up to 32 (8) threads a
+// tile of 32 dimensions. The first chunk of each code goes to `sums`, the others to scratch; they are added
+// afterwards. Traffic: N * D floats of latents, with quantized latents N * D more; K * D of sums, and of
+// codes if they are wanted; at most N * D / 128 of chunk sums twice; per row the sort: 12 bytes and CUB's 16
+// for each 8 bits of the codes. Shared memory: none. Needs: nothing; any size and alignment to 4 bytes.
+// Measured on an H200, before four dimensions a thread: 0.11 ms at (262144, 512, 64), sums alone.
 #include <algorithm>
 #include <bit>
 
 #include "../../core/cuda.hpp"
 #include "../../core/grid.hpp"
 #include "../../core/prim.hpp"
-#include "../cluster_sums.hpp"
+#include "../../core/scratch.hpp"
+#include "../cluster_chunks.cuh"
 
 namespace vqlab {
 namespace {
 
 constexpr int64_t kBlock = 256;
-constexpr int kRowsAtOnce = 8;     // loads in flight
-constexpr int kChunksAtOnce = 16;  // likewise
+constexpr int kChunksAtOnce = 16;  // loads in flight
 
 __global__ void __launch_bounds__(kBlock) number_rows_kernel(int32_t* rows /*(N)*/, int64_t N) {
   const int64_t stride = int64_t(gridDim.x) * kBlock;
@@ -45,73 +44,71 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-// The sum of one dimension over the rows order[begin, end), in this order. latents points to the dimension in
-// row 0.
-__device__ inline float sum_rows(const float* latents, int64_t D, const int32_t* order, int64_t begin,
-                                 int64_t end) {
-  float sum = 0.0f;
-  int64_t i = begin;
-  for (; i + kRowsAtOnce <= end; i += kRowsAtOnce) {
-    float elements[kRowsAtOnce];
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) elements[r] = latents[order[i + r] * D];
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) sum += elements[r];
-  }
-  for (; i < end; ++i) sum += latents[order[i] * D];
-  return sum;
+// Rows of `sums` and `squares`: of the codes, then those of later chunks.
+struct ChunkOutputs {
+  int32_t* counts;  // (K)
+  float *sums, *later_sums, *squares, *later_squares, *quantized;
+};
+template <class Visitor>
+void visit_pointers(const ChunkOutputs& to, const Visitor& visit) {
+  visit(to.counts), visit(to.sums), visit(to.later_sums), visit(to.squares), visit(to.later_squares);
+  visit(to.quantized);
 }
 
-// Pieces [0, K) are the first chunks of the codes. Piece K + i is the later chunk that begins at a place
-// [i * kClusterChunk, (i + 1) * kClusterChunk) of the order, if there is one: its code also owns the first of
-// these places, since it began at least a chunk before. Its sum is chunk_sums[i].
+// A unit is a tile of dimensions of a piece (cluster_chunks.hpp); `lanes` threads share one.
+template <int kWidth, bool kQuantize>
 __global__ void __launch_bounds__(kBlock)
-    cluster_chunks_kernel(int32_t* counts /*(K)*/, float* sums /*(K, D)*/, float* chunk_sums /*(N / 128, D)*/,
-                          const float* latents /*(N, D)*/, const int32_t* order /*(N)*/,
-                          const int32_t* sorted_codes /*(N)*/, const int32_t* starts /*(K + 1)*/, int64_t K,
-                          int64_t D, int64_t pieces) {
-  const int64_t piece = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
-  if (piece >= pieces) return;
-  int64_t begin, end;
-  float* out;
-  if (piece < K) {
-    begin = starts[piece], end = starts[piece + 1];
-    if (threadIdx.x == 0) counts[piece] = int32_t(end - begin);
-    out = sums + piece * D;
-  } else {
-    const int64_t first_place = (piece - K) * kClusterChunk;
-    const int32_t code = sorted_codes[first_place];
-    const int64_t chunks_before = (first_place - starts[code] + kClusterChunk - 1) / kClusterChunk;
-    begin = starts[code] + chunks_before * kClusterChunk, end = starts[code + 1];
-    if (chunks_before == 0 || begin >= end) return;
-    out = chunk_sums + (piece - K) * D;
+    cluster_chunks_kernel(ChunkOutputs to, const float* latents /*(N, D)*/, const float* codebook /*(K, D)*/,
+                          const int32_t* codes /*(N)*/, const int32_t* order /*(N)*/,
+                          const int32_t* starts /*(K + 1)*/, int64_t K, int64_t D, int64_t pieces,
+                          int64_t tiles, unsigned lanes) {
+  const unsigned lane = threadIdx.x % lanes;
+  const int64_t unit = int64_t(blockIdx.x) * (kBlock / lanes) + threadIdx.x / lanes;
+  const int64_t piece = unit / tiles, tile = unit - piece * tiles, d = tile * kSquaresTile + lane * kWidth;
+  ClusterChunk chunk;
+  if (piece < pieces) chunk = cluster_chunk(piece, K, starts, order, codes);
+  const int64_t row = piece < K ? piece : piece - K;
+  ChunkSums<kWidth> result = {};
+  if (chunk.exists && d < D) {
+    result = add_chunk<kWidth, kQuantize>(to.quantized + d, latents + d, codebook + chunk.code * D + d, order,
+                                          chunk.begin, chunk.end, D);
+    store_floats<kWidth>((piece < K ? to.sums : to.later_sums) + row * D + d, result.sum);
   }
-  end = min(end, begin + kClusterChunk);
-  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) out[d] = sum_rows(latents + d, D, order, begin, end);
+  if (chunk.exists && piece < K && tile == 0 && lane == 0)
+    to.counts[piece] = starts[piece + 1] - starts[piece];
+  if constexpr (kQuantize) {
+    const float square = add_squares(result.square, lanes);
+    if (chunk.exists && lane == 0) (piece < K ? to.squares : to.later_squares)[row * tiles + tile] = square;
+  }
 }
 
-// sums[k] += the later chunks of code k, in order.
+// sums[k] += the later chunks of code k, in order; squares likewise, as columns behind those of the sums.
 __global__ void __launch_bounds__(kBlock)
-    add_chunks_kernel(float* sums /*(K, D)*/, const float* chunk_sums /*(N / 128, D)*/,
-                      const int32_t* starts /*(K + 1)*/, int64_t K, int64_t D) {
+    add_chunks_kernel(float* sums /*(K, D)*/, float* squares /*(K, tiles)*/,
+                      const float* later_sums /*(N / 128, D)*/,
+                      const float* later_squares /*(N / 128, tiles)*/, const int32_t* starts /*(K + 1)*/,
+                      int64_t K, int64_t D, int64_t tiles) {
   const int64_t k = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   if (k >= K) return;
   const int64_t begin = starts[k] + kClusterChunk, end = starts[k + 1];
   const int64_t chunks = begin < end ? (end - begin + kClusterChunk - 1) / kClusterChunk : 0;
   if (chunks == 0) return;
-  for (int64_t d = threadIdx.x; d < D; d += blockDim.x) {
-    const float* chunk = chunk_sums + begin / kClusterChunk * D + d;
-    float total = sums[k * D + d];
-    int64_t i = 0;
-    for (; i + kChunksAtOnce <= chunks; i += kChunksAtOnce) {
-      float parts[kChunksAtOnce];
+  for (int64_t column = threadIdx.x; column < D + tiles; column += blockDim.x) {
+    const bool is_sum = column < D;
+    const int64_t width = is_sum ? D : tiles, d = is_sum ? column : column - D;
+    const float* chunk = (is_sum ? later_sums : later_squares) + begin / kClusterChunk * width + d;
+    float* total = (is_sum ? sums : squares) + k * width + d;
+    float sum = *total;
+    int64_t c = 0;
+    for (; c + kChunksAtOnce <= chunks; c += kChunksAtOnce) {
+      float elements[kChunksAtOnce];
 #pragma unroll
-      for (int c = 0; c < kChunksAtOnce; ++c) parts[c] = chunk[(i + c) * D];
+      for (int j = 0; j < kChunksAtOnce; ++j) elements[j] = chunk[(c + j) * width];
 #pragma unroll
-      for (int c = 0; c < kChunksAtOnce; ++c) total += parts[c];
+      for (int j = 0; j < kChunksAtOnce; ++j) sum += elements[j];
     }
-    for (; i < chunks; ++i) total += chunk[i * D];
-    sums[k * D + d] = total;
+    for (; c < chunks; ++c) sum += chunk[c * width];
+    *total = sum;
   }
 }
 
@@ -120,55 +117,66 @@ int64_t pieces_of(int64_t size, int64_t piece) { return (size + piece - 1) / pie
 // The bits of the codes below K.
 int code_bits(int64_t K) { return std::max(1, int(std::bit_width(uint64_t(K - 1)))); }
 
-// Where each part of the scratch begins, in bytes from an address that is a multiple of 256.
-struct Layout {
-  int64_t rows, order, sorted_codes, starts, chunk_sums, sort, bytes;
-  Layout(int64_t N, int64_t K, int64_t D) {
-    int64_t end = 0;
-    const auto take = [&](int64_t size) {
-      const int64_t begin = end;
-      end = pieces_of(begin + size, 256) * 256;
-      return begin;
-    };
-    rows = take(N * 4);
-    order = take(N * 4);
-    sorted_codes = take(N * 4);
-    starts = take((K + 1) * 4);
-    chunk_sums = take(pieces_of(N, kClusterChunk) * D * 4);
-    sort = take(N > 0 ? sort_pairs_scratch_bytes(N, code_bits(K)) : 0);
-    bytes = end + 256;  // the scratch may begin anywhere
+struct Parts {
+  int32_t *rows, *order, *sorted_codes, *starts;  // (N), (N), (N), (K + 1)
+  float *later_sums, *squares, *later_squares;    // see ChunkOutputs
+  View<std::byte> sort;
+  int64_t bytes;
+  Parts(ScratchParts scratch, int64_t N, int64_t K, int64_t D)
+      : rows(scratch.take<int32_t>(N)),
+        order(scratch.take<int32_t>(N)),
+        sorted_codes(scratch.take<int32_t>(N)),
+        starts(scratch.take<int32_t>(K + 1)),
+        later_sums(scratch.take<float>(later_chunks(N) * D)),
+        squares(scratch.take<float>(K * cluster_tiles(D))),
+        later_squares(scratch.take<float>(later_chunks(N) * cluster_tiles(D))) {
+    const int64_t size = N > 0 ? sort_pairs_scratch_bytes(N, code_bits(K)) : 0;
+    sort = {scratch.take<std::byte>(size), {size}};
+    bytes = scratch.bytes();
   }
 };
 
+int64_t scratch_bytes(int64_t N, int64_t K, int64_t D) { return Parts(ScratchParts(), N, K, D).bytes; }
+
+template <int kWidth, bool kQuantize>
+void launch_chunks(const ClusterSumsOp& op, const Parts& parts, Stream stream) {
+  const int64_t N = op.latents[0], K = op.sums[0], D = op.sums[1], tiles = cluster_tiles(D);
+  const int64_t pieces = K + later_chunks(N);
+  const unsigned lanes = tile_lanes(D, kWidth);
+  const ChunkOutputs to{op.counts.data, op.sums.data,        parts.later_sums,
+                        parts.squares,  parts.later_squares, op.quantized.data};
+  launch("cluster_chunks", cluster_chunks_kernel<kWidth, kQuantize>,
+         {unsigned(pieces_of(pieces * tiles, kBlock / lanes)), unsigned(kBlock)}, stream, to, op.latents.data,
+         op.codebook.data, op.codes.data, parts.order, parts.starts, K, D, pieces, tiles, lanes);
+}
+
 void run_sorted(const ClusterSumsOp& op, Stream stream) {
   const int64_t N = op.latents[0], K = op.sums[0], D = op.sums[1];
-  const Layout at(N, K, D);
-  require_scratch("cluster_sums", op.scratch, at.bytes);
-  std::byte* base = op.scratch.data + (256 - reinterpret_cast<uintptr_t>(op.scratch.data) % 256) % 256;
-  const auto ints = [base](int64_t offset) { return reinterpret_cast<int32_t*>(base + offset); };
-  int32_t *rows = ints(at.rows), *order = ints(at.order), *sorted_codes = ints(at.sorted_codes),
-          *starts = ints(at.starts);
-  float* chunk_sums = reinterpret_cast<float*>(base + at.chunk_sums);
-
+  const Parts parts(ScratchParts("cluster_sums", op.scratch, scratch_bytes(N, K, D)), N, K, D);
   if (N > 0) {
-    launch("number_rows", number_rows_kernel, {elementwise_grid(N, kBlock), unsigned(kBlock)}, stream, rows,
-           N);
-    sort_pairs(sorted_codes, order, op.codes.data, rows, N, code_bits(K),
-               {base + at.sort, {op.scratch.data + op.scratch.size() - (base + at.sort)}}, stream);
+    launch("number_rows", number_rows_kernel, {elementwise_grid(N, kBlock), unsigned(kBlock)}, stream,
+           parts.rows, N);
+    sort_pairs(parts.sorted_codes, parts.order, op.codes.data, parts.rows, N, code_bits(K), parts.sort,
+               stream);
   }
   launch("cluster_starts", cluster_starts_kernel, {elementwise_grid(K + 1, kBlock), unsigned(kBlock)}, stream,
-         starts, sorted_codes, N, K);
-  const auto threads_d =
-      unsigned(D <= 32 ? int64_t(std::bit_ceil(uint64_t(D))) : std::min(kBlock, pieces_of(D, 32) * 32));
-  const unsigned threads_k = unsigned(kBlock) / threads_d;
-  const dim3 block(threads_d, threads_k);
-  const int64_t pieces = K + pieces_of(N, kClusterChunk);
-  launch("cluster_chunks", cluster_chunks_kernel, {unsigned(pieces_of(pieces, threads_k)), block}, stream,
-         op.counts.data, op.sums.data, chunk_sums, op.latents.data, order, sorted_codes, starts, K, D,
-         pieces);
-  if (N > kClusterChunk)
-    launch("add_chunks", add_chunks_kernel, {unsigned(pieces_of(K, threads_k)), block}, stream, op.sums.data,
-           chunk_sums, starts, K, D);
+         parts.starts, parts.sorted_codes, N, K);
+  const bool wide =
+      D % 4 == 0 && aligned_to_16_bytes(op.latents.data, op.sums.data, op.quantized.data, op.codebook.data);
+  const bool quantizes = bool(op.quantized);
+  (quantizes ? wide ? launch_chunks<4, true> : launch_chunks<1, true>
+   : wide ? launch_chunks<4, false>
+             : launch_chunks<1, false>)(op, parts, stream);
+  if (N > kClusterChunk) {
+    const int64_t tiles = quantizes ? cluster_tiles(D) : 0, columns = D + tiles;
+    const auto threads_d = unsigned(columns <= 32 ? int64_t(std::bit_ceil(uint64_t(columns)))
+                                                  : std::min(kBlock, pieces_of(columns, 32) * 32));
+    const unsigned threads_k = unsigned(kBlock) / threads_d;
+    launch("add_chunks", add_chunks_kernel, {unsigned(pieces_of(K, threads_k)), dim3(threads_d, threads_k)},
+           stream, op.sums.data, parts.squares, parts.later_sums, parts.later_squares, parts.starts, K, D,
+           tiles);
+  }
+  if (quantizes) finish_cluster_distance(op, parts.squares, stream);
 }
 
 }  // namespace
@@ -180,7 +188,7 @@ const ClusterSumsVariant cluster_sums_sorted = {
     .idea = "radix sort of the rows by code, then the rows of each code in chunks, in order",
     .exact = true,
     .supports = [](int64_t, int64_t, int64_t) { return true; },
-    .scratch_bytes = [](int64_t N, int64_t K, int64_t D) { return Layout(N, K, D).bytes; },
+    .scratch_bytes = scratch_bytes,
     .run = run_sorted,
 };
 
