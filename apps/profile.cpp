@@ -101,8 +101,10 @@ void ProfileCommand::print(const StepProfile& p, const Ceilings& ceilings) const
                                   ? fmt::format("{:.4f} TFLOP/s", *ceilings.product_tflop_s)
                                   : fmt::format("not measured ({})", ceilings.product_problem);
   fmt::print("copy {:.1f} GB/s, fp32 product {}\n", ceilings.copy_gb_s, product);
-  fmt::print("steps {} to {}: {:.3f} ms (median {:.3f}); as many without a watch: {:.3f} (median {:.3f})\n",
-             p.first, p.last, p.step_ms, p.step_ms_median, p.unwatched_ms, p.unwatched_ms_median);
+  fmt::print("steps {} to {}: {:.3f} ms (median {:.3f}, least {:.3f})\n", p.first, p.last, p.step_ms,
+             p.step_ms_median, p.step_ms_min);
+  fmt::print("as many without a watch: {:.3f} ms (median {:.3f}, least {:.3f})\n", p.unwatched_ms,
+             p.unwatched_ms_median, p.unwatched_ms_min);
   if (p.starts_codebook)
     fmt::print("in these steps the codebook waits for its first latents: later ones are different\n");
   fmt::print("\n");
@@ -134,8 +136,10 @@ Json ProfileCommand::to_json(const StepProfile& p, const Ceilings& ceilings, con
   json["ceilings"]["product_tflop_s"] = ceilings.product_tflop_s ? Json(*ceilings.product_tflop_s) : Json();
   json["step_ms"] = p.step_ms;
   json["step_ms_median"] = p.step_ms_median;
+  json["step_ms_min"] = p.step_ms_min;
   json["unwatched_ms"] = p.unwatched_ms;
   json["unwatched_ms_median"] = p.unwatched_ms_median;
+  json["unwatched_ms_min"] = p.unwatched_ms_min;
   json["ops_ms"] = p.ops_ms;
   json["gap_ms"] = p.step_ms - p.ops_ms;
   json["final"]["loss"] = p.final_step.loss;
@@ -150,6 +154,7 @@ Json ProfileCommand::to_json(const StepProfile& p, const Ceilings& ceilings, con
     row["calls"] = op.calls;
     row["ms"] = op.ms;
     row["ms_median"] = op.ms_median;
+    row["ms_min"] = op.ms_min;
     row["share"] = op.share;
     row["gb_s"] = op.gb_s();
     row["tflop_s"] = op.cost.flop > 0.0 ? Json(op.tflop_s()) : Json();

@@ -118,6 +118,8 @@ double mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / double(values.size());
 }
 
+double least(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2.0;
@@ -261,6 +263,7 @@ void add_up(const Recorder& recorder, StepProfile& profile) {
   for (ProfiledRoom& room : profile.rooms) room.ops_ms = ops_of_room[room.name];
   profile.step_ms = mean(steps_ms);
   profile.step_ms_median = median(steps_ms);
+  profile.step_ms_min = least(steps_ms);
   for (const auto& [key, row] : rows) {
     const auto& [room, type, detail] = key;
     const double ms = mean(row.step_ms);
@@ -271,6 +274,7 @@ void add_up(const Recorder& recorder, StepProfile& profile) {
                            .calls = row.calls,
                            .ms = ms,
                            .ms_median = median(row.step_ms),
+                           .ms_min = least(row.step_ms),
                            .cost = row.cost,
                            .share = ms / profile.step_ms});
   }
@@ -319,6 +323,7 @@ StepProfile profile_step(const ProfileOptions& options, const Runtime& runtime, 
   const std::vector<double> unwatched = unwatched_steps(bench, count);
   profile.unwatched_ms = mean(unwatched);
   profile.unwatched_ms_median = median(unwatched);
+  profile.unwatched_ms_min = least(unwatched);
   return profile;
 }
 

@@ -23,9 +23,9 @@ struct ProfileOptions {
 struct ProfiledOp {
   std::string name, room, detail;  // "conv_forward", "encoder", "4x4/2 28x28x1 > 14x14x16"
   double calls = 0.0, ms = 0.0;
-  double ms_median = 0.0;  // of the steps
-  OpCost cost{};           // of all calls
-  double share = 0.0;      // of the step
+  double ms_median = 0.0, ms_min = 0.0;  // of the steps
+  OpCost cost{};                         // of all calls
+  double share = 0.0;                    // of the step
 
   double gb_s() const { return ms > 0.0 ? cost.bytes / ms * 1e-6 : 0.0; }
   double tflop_s() const { return ms > 0.0 ? cost.flop / ms * 1e-9 : 0.0; }
@@ -42,9 +42,9 @@ struct ProfiledRoom {
 
 struct StepProfile {
   int64_t first = 0, last = 0;
-  double step_ms = 0.0, step_ms_median = 0.0;
+  double step_ms = 0.0, step_ms_median = 0.0, step_ms_min = 0.0;
   // As many steps right after those, without a watch: what watching costs.
-  double unwatched_ms = 0.0, unwatched_ms_median = 0.0;
+  double unwatched_ms = 0.0, unwatched_ms_median = 0.0, unwatched_ms_min = 0.0;
   double ops_ms = 0.0;                // the sum of all ops, at most step_ms
   std::vector<ProfiledRoom> rooms{};  // in the order of a step
   std::vector<ProfiledOp> ops{};      // the longest first

@@ -203,6 +203,8 @@ TEST_CASE("profile: rooms and ops of a step add up", "[engine]") {
     CHECK(std::find(std::begin(kRooms), std::end(kRooms), op.room) != std::end(kRooms));
     CHECK(op.ms <= last);
     CHECK(op.ms > 0.0);
+    CHECK(op.ms_min <= op.ms);
+    CHECK(op.ms_min <= op.ms_median);
     CHECK(op.cost.bytes > 0.0);
     CHECK(op.gb_s() > 0.0);
     last = op.ms;
@@ -214,8 +216,12 @@ TEST_CASE("profile: rooms and ops of a step add up", "[engine]") {
   CHECK(share == Approx(p.ops_ms / p.step_ms));
   CHECK(p.ops_ms <= rooms_ms);
   CHECK(rooms_ms <= p.step_ms);
-  CHECK(p.step_ms_median > 0.0);
-  CHECK(p.unwatched_ms_median > 0.0);
+  for (const auto& [low, middle, mean] : {std::array{p.step_ms_min, p.step_ms_median, p.step_ms},
+                                          {p.unwatched_ms_min, p.unwatched_ms_median, p.unwatched_ms}}) {
+    CHECK(low > 0.0);
+    CHECK(low <= middle);
+    CHECK(low <= mean);
+  }
   CHECK_FALSE(p.starts_codebook);
   const auto calls = [&](const std::string& name, const std::string& room) {
     double sum = 0.0;
@@ -236,7 +242,7 @@ TEST_CASE("profile: rooms and ops of a step add up", "[engine]") {
 }
 
 TEST_CASE("profile: a share of the ceiling is the larger of two", "[unit]") {
-  const ProfiledOp op{.ms = 2.0, .cost = {.bytes = 6e6, .flop = 8e9}};  // 3 GB/s, 4 TFLOP/s
+  const ProfiledOp op{.name = "x", .room = "y", .detail = {}, .ms = 2.0, .cost = {.bytes = 6e6, .flop = 8e9}};
   CHECK(op.gb_s() == Approx(3.0));
   CHECK(op.tflop_s() == Approx(4.0));
   CHECK(op.share_of_ceiling({.copy_gb_s = 10.0, .product_tflop_s = 5.0}) == Approx(0.8));
@@ -291,8 +297,8 @@ TEST_CASE("profile: the command prints tables or an object", "[cli]") {
         Approx(json.at("step_ms").as_number() - json.at("ops_ms").as_number()));
   REQUIRE(json.at("ops").items().size() > 20);
   for (const Json& op : json.at("ops").items()) {
-    require_keys(op, {"name", "room", "operands", "calls", "ms", "ms_median", "share", "gb_s", "tflop_s",
-                      "share_of_ceiling"});
+    require_keys(op, {"name", "room", "operands", "calls", "ms", "ms_median", "ms_min", "share", "gb_s",
+                      "tflop_s", "share_of_ceiling"});
     const bool multiplies =
         op.at("name").as_string().starts_with("conv_") || op.at("name").as_string() == "lookup";
     CHECK(op.at("tflop_s").is_null() != multiplies);
