@@ -94,7 +94,10 @@ void Comparison::time(std::vector<VariantResult>& results, const Ceilings& ceili
 }
 
 void Comparison::repeat(VariantResult& result) const {
-  plain_->run(result.variant.name);
+  {
+    const ProfilerCapture capture(runtime_);  // a profiler that waits for it sees this run alone
+    plain_->run(result.variant.name);
+  }
   const std::vector<std::byte> output = plain_->output();
   plain_->run(result.variant.name);
   result.deterministic = plain_->output() == output;

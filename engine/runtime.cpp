@@ -11,6 +11,7 @@
 #include "kernels/core/parallel.hpp"
 
 #if VQ_CUDA
+#include <cuda_profiler_api.h>
 #include <cuda_runtime_api.h>
 #include <nvtx3/nvToolsExt.h>
 
@@ -252,7 +253,7 @@ nvtxDomainHandle_t profiler_domain() {
 }
 }  // namespace
 
-Range::Range(const char* name) {
+void push_profiler_range(const char* name) {
   nvtxEventAttributes_t attributes{};
   attributes.version = NVTX_VERSION;
   attributes.size = NVTX_EVENT_ATTRIB_STRUCT_SIZE;
@@ -261,7 +262,20 @@ Range::Range(const char* name) {
   nvtxDomainRangePushEx(profiler_domain(), &attributes);
 }
 
-Range::~Range() { nvtxDomainRangePop(profiler_domain()); }
+void pop_profiler_range() { nvtxDomainRangePop(profiler_domain()); }
+
+ProfilerCapture::ProfilerCapture(const Runtime& runtime) : runtime_(runtime) {
+  if (runtime.device() == Device::cpu) return;
+  for (const Stream& stream : {runtime.compute(), runtime.copy()}) runtime.synchronize(stream);
+  CUDA_CHECK(cudaProfilerStart());
+}
+
+ProfilerCapture::~ProfilerCapture() {
+  if (runtime_.device() == Device::cpu) return;
+  for (const Stream& stream : {runtime_.compute(), runtime_.copy()})
+    (void)cudaStreamSynchronize(stream.handle);  // what failed is told to whoever waits next
+  (void)cudaProfilerStop();
+}
 
 #else  // a build without CUDA: host memory, and nothing to order
 
@@ -297,9 +311,21 @@ void Event::record(Stream) {}
 void Event::hold(Stream) const {}
 void Event::wait() const {}
 double Event::milliseconds_since(const Event&) const { return 0.0; }
-Range::Range(const char*) {}
-Range::~Range() = default;
+void push_profiler_range(const char*) {}
+void pop_profiler_range() {}
+ProfilerCapture::ProfilerCapture(const Runtime& runtime) : runtime_(runtime) {}
+ProfilerCapture::~ProfilerCapture() = default;
 
 #endif
+
+Range::Range(const char* name) {
+  push_profiler_range(name);
+  if (op_watch != nullptr) op_watch->enter(name);
+}
+
+Range::~Range() {
+  if (op_watch != nullptr) op_watch->leave();
+  pop_profiler_range();
+}
 
 }  // namespace vqlab

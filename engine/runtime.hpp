@@ -109,13 +109,30 @@ class Graph {
   CUgraphExec_st* handle_ = nullptr;
 };
 
-// A named span of host time for profilers (NVTX, domain "vqlab"); nothing on the CPU backend's own.
+// A named span of host time for profilers (NVTX, domain "vqlab"); nothing in a build without CUDA.
+void push_profiler_range(const char* name);
+void pop_profiler_range();
+
+// One that the op_watch is told of, too.
 class Range {
  public:
   explicit Range(const char* name);
   ~Range();
   Range(const Range&) = delete;
   Range& operator=(const Range&) = delete;
+};
+
+// While it lives, a profiler that was started for cudaProfilerStart and -Stop records. What was enqueued
+// before is done when that begins, and what is enqueued meanwhile before it ends.
+class ProfilerCapture {
+ public:
+  explicit ProfilerCapture(const Runtime& runtime);
+  ~ProfilerCapture();
+  ProfilerCapture(const ProfilerCapture&) = delete;
+  ProfilerCapture& operator=(const ProfilerCapture&) = delete;
+
+ private:
+  const Runtime& runtime_;
 };
 
 // A copy on the host of what lies on the device; waits for it.

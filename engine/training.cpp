@@ -12,6 +12,7 @@
 #include "environment.hpp"
 #include "io/file.hpp"
 #include "pictures.hpp"
+#include "run_choices.hpp"
 #include "stop_signals.hpp"
 #include "trust.hpp"
 
@@ -37,9 +38,6 @@ class Training {
   void open_existing();
   void start_from_another();
   void use_graph();
-  void choose_plans();
-  void choose_kernels_anew();
-  void use_kernels(const RunKernels& used);
   Trust* trust() const { return runtime_.device() == Device::cuda ? options_.trust : nullptr; }
   bool finished();
   void show(const StepReport& report, bool logged);
@@ -73,13 +71,6 @@ class Training {
   TrainResult result_;
 };
 
-// The number of classes is the data's, unless the configuration says it.
-Config with_classes(Config config, const TrainingData& data) {
-  if (config.loss.classifier_weight > 0.0 && config.classifier.classes == 0)
-    config.classifier.classes = data.classes;
-  return config;
-}
-
 TrainOptions with_classes(TrainOptions options, const TrainingData& data) {
   options.config = with_classes(std::move(options.config), data);
   return options;
@@ -99,7 +90,7 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
         fmt::format("labels: of {} training images, equally many of each class", config_.data.labels));
   const MemoryPlan memory = plan_memory(config_, data_, runtime_);
   for (const std::string& line : memory.lines) observer.note(line);
-  choose_kernels_anew();
+  kernels_ = choose_kernels_of_run(config_, data_.set, runtime_, trust(), observer);
   trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training(), memory.residency);
   if (options.graph) use_graph();
   end_step_ = std::min(trainer_->total_steps(), options.max_steps.value_or(trainer_->total_steps()));
@@ -129,8 +120,8 @@ void Training::open_new() {
     write_file_durably(run / "command.txt", options_.command + "\n");
     write_file_durably(run / "env.json", environment(runtime_).dump(2) + "\n");
     metrics_ = std::make_unique<AppendFile>(run / "metrics.jsonl");
-    choose_plans();
-    use_kernels({});
+    choose_plans_of_run(config_, trainer_->model(), runtime_, observer_);
+    use_kernels_of_run(kernels_, trainer_->model(), runtime_, observer_);
     start_from_another();
     save();
     write_file_durably(run / "config.toml.tmp", to_toml(config_));
@@ -165,8 +156,9 @@ void Training::open_existing() {
                 "restore the data, or start a new run", config_.data.path);
   checkpoint.restore(trainer_->model(), runtime_);
   trainer_->model().convolution_book() = checkpoint.convolution_book();
-  choose_plans();
-  use_kernels(checkpoint.kernels());
+  choose_plans_of_run(config_, trainer_->model(), runtime_, observer_);
+  if (!options_.new_kernels) kernels_ = kernels_as_before(checkpoint.kernels(), kernels_, runtime_, trust());
+  use_kernels_of_run(kernels_, trainer_->model(), runtime_, observer_);
   progress_ = checkpoint.progress();
   trainer_->resume_at(progress_.step, progress_.skipped, progress_.skipped_in_a_row);
   std::filesystem::create_directories(options_.run + "/samples");
@@ -175,46 +167,6 @@ void Training::open_existing() {
   metrics_ = std::make_unique<AppendFile>(options_.run + "/metrics.jsonl", progress_.metrics_bytes);
   earlier_seconds_ = logged_seconds();
   observer_.note(fmt::format("resumed at step {} from {}", progress_.step, checkpoint.directory()));
-}
-
-// Those that the run already has on this model of GPU, else new ones. The CPU needs none, and keeps the
-// GPU's.
-void Training::choose_plans() {
-  Model& model = trainer_->model();
-  ConvBook& book = model.convolution_book();
-  if (runtime_.device() == Device::cpu) return;
-  if (book.device == runtime_.device_name()) {
-    use_convolutions(model, book);
-    if (const std::string change = library_change(book); !change.empty()) observer_.warning(change);
-    return;
-  }
-  if (!book.device.empty())
-    observer_.note(fmt::format("the run was on {}: convolution plans are chosen anew on {}", book.device,
-                               runtime_.device_name()));
-  book =
-      choose_convolutions(model, runtime_, parse_choosing(config_.train.convolutions), event_timer(runtime_));
-}
-
-// The best of each table. Before the model takes its memory, since a self-test needs some.
-void Training::choose_kernels_anew() {
-  if (config_.quantizer.kind == "none") return;
-  kernels_ =
-      choose_kernels(config_.kernels, runtime_.device(),
-                     quantizer_shape(config_, config_.train.batch_size, data_.set.height, data_.set.width),
-                     trust(), [this](const std::string& line) { observer_.warning(line); });
-  if (trust() != nullptr && !trust()->note().empty()) observer_.note(trust()->note());
-}
-
-// Those that the run has used on this device, so that it goes on to the same bits, else the new ones.
-void Training::use_kernels(const RunKernels& used) {
-  Model& model = trainer_->model();
-  if (model.quantizer().codebook_size() == 0) return;
-  if (used.device == runtime_.device_name() && !options_.new_kernels)
-    kernels_ = find_kernels(used, runtime_.device(), trust());
-  model.use_kernels(kernels_, runtime_.device_name());
-  const std::string lookup =
-      model.quantizer().looks_up() ? fmt::format("lookup {}, ", model.kernels().lookup) : "";
-  observer_.note(fmt::format("kernels: {}cluster_sums {}", lookup, model.kernels().cluster_sums));
 }
 
 TrainResult Training::run() {
@@ -393,6 +345,12 @@ void choose_labels(TrainingData& data, const Config& config) {
 }
 
 }  // namespace
+
+Config with_classes(Config config, const TrainingData& data) {
+  if (config.loss.classifier_weight > 0.0 && config.classifier.classes == 0)
+    config.classifier.classes = data.classes;
+  return config;
+}
 
 TrainingData load_training_data(const Config& config) {
   TrainingData data{.set = load_image_set(config.data.kind, config.data.path, Split::train),

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "evaluate.hpp"
+#include "run_choices.hpp"
 #include "run_directory.hpp"
 #include "trainer.hpp"
 
@@ -26,6 +27,9 @@ struct TrainingData {
 // files or, with a classifier, labels; Error(usage) if validation leaves nothing to train on.
 TrainingData load_training_data(const Config& config);
 
+// The number of classes is the data's, unless the configuration says it.
+Config with_classes(Config config, const TrainingData& data);
+
 struct TrainOptions {
   Config config;
   std::string run;  // directory
@@ -38,11 +42,8 @@ struct TrainOptions {
 };
 
 // What the user is told while it runs.
-class TrainObserver {
+class TrainObserver : public RunMessages {
  public:
-  virtual ~TrainObserver() = default;
-  virtual void note(const std::string& line) = 0;  // a line about the run as a whole
-  virtual void warning(const std::string& line) = 0;
   // After each step that was logged; images_per_second counts training steps alone, eta is of the whole run.
   virtual void on_step(const StepReport& report, int64_t end_step, double images_per_second,
                        double eta_seconds) = 0;

@@ -44,7 +44,8 @@ inline const std::vector<ConvShape>& conv_shapes() {
       {8, 14, 14, 16, 1, transposed(4, 2, 1)}, {9, 8, 8, 30, 3, transposed(3, 1, 1)},
       {17, 5, 7, 1, 1, transposed(3, 2, 0)},   {9, 4, 4, 30, 16, transposed(4, 2, 1)},
       {3, 5, 7, 3, 1, transposed(4, 1, 0)},    {8, 3, 4, 16, 16, transposed(3, 2, 1)},
-      {9, 5, 7, 1, 16, transposed(4, 2, 1)},   {17, 8, 8, 16, 3, transposed(4, 2, 1)}};
+      {9, 5, 7, 1, 16, transposed(4, 2, 1)},   {17, 8, 8, 16, 3, transposed(4, 2, 1)},
+      {9, 7, 7, 40, 35, normal(3, 1, 1)},      {3, 4, 5, 35, 40, transposed(4, 2, 1)}};
   return list;
 }
 

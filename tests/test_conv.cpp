@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "conv_reference.hpp"
+#include "hwy/targets.h"
 
 namespace vqlab::testing {
 namespace {
@@ -117,6 +118,19 @@ void (*const kBadGeometries[])(ConvGeometry&) = {
     [](ConvGeometry& g) { g.padding = -1; },
     [](ConvGeometry& g) { g.padding = g.kernel; },
     [](ConvGeometry& g) { g.kind = g.kind == ConvKind::normal ? ConvKind::transposed : ConvKind::normal; },
+};
+
+// Products use this instruction set while it lives.
+class OneTarget {
+ public:
+  explicit OneTarget(int64_t target) { use(target); }
+  ~OneTarget() { use(0); }
+
+ private:
+  static void use(int64_t target) {
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  }
 };
 
 // What check() says, "" if nothing.
@@ -240,6 +254,26 @@ TEST_CASE("conv: results have the same bits for any number of threads", "[unit]"
       layer.run_all();
       if (workers == 1) expected = layer.bits();
       CHECK((layer.bits() == expected));  // in brackets: Catch would print all of it
+    }
+  }
+}
+
+// Of those with fused multiply-adds; the others round products.
+TEST_CASE("conv: results have the same bits on every instruction set", "[unit]") {
+  for (const Shape& s : conv_shapes()) {
+    INFO(s.text());
+    std::vector<uint32_t> expected;
+    for (int64_t rest = hwy::SupportedTargets(); rest != 0; rest &= rest - 1) {
+      const int64_t target = rest & -rest;
+      INFO(hwy::TargetName(target));
+      const OneTarget only(target);
+      Layer layer(s);
+      layer.run_all();
+      check_forward(layer);
+      check_gradients(layer);
+      if ((target & (HWY_AVX3_DL | HWY_AVX3 | HWY_AVX2)) == 0) continue;
+      if (expected.empty()) expected = layer.bits();
+      CHECK((layer.bits() == expected));
     }
   }
 }

@@ -26,6 +26,9 @@ struct EmaUpdateOp {
 
   // Throws Error(failed) on shapes that disagree or a decay out of range.
   void check() const;
+  OpCost cost() const {  // the averages are read and written
+    return {.bytes = operand_bytes(*this) + double(cluster_size.bytes() + cluster_sum.bytes())};
+  }
 };
 
 // d_codebook[k] = scale * (n_k e_k - S_k), the gradient of the codebook loss mean ||sg(latent) - code||^2;

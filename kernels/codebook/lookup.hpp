@@ -21,6 +21,9 @@ struct LookupOp {
   // Throws Error(failed) on shapes that disagree, N, K or D < 1, K or N > 2^31 - 1, or a variant that does
   // not support the shape. Too little scratch and a variant of the other device are found by run().
   void check() const;
+  OpCost cost() const {
+    return {.bytes = operand_bytes(*this), .flop = 2.0 * double(latents.size()) * double(codebook[0])};
+  }
 };
 
 // Enough for every variant of the device at this shape.

@@ -169,6 +169,30 @@ void require_no_padding(const char* what, const ConvGeometry& g, const View<cons
              input.shape(), output.shape());
 }
 
+// Pairs of a small pixel and a tap of its patch that lies within the large side, on one axis.
+int64_t taps_of_axis(int64_t large, int64_t small, const ConvSides& s) {
+  int64_t taps = 0;
+  for (int64_t i = 0; i < small; ++i)
+    taps += std::max<int64_t>(0, std::min(s.kernel, large + s.padding - i * s.stride) -
+                                     std::max<int64_t>(0, s.padding - i * s.stride));
+  return taps;
+}
+
+// The same for each direction.
+double convolution_flop(const ConvGeometry& g, const View<const float>& input,
+                        const View<const float>& output, const View<const float>& weight) {
+  const ConvSides s = conv_sides(g, input, output);
+  return 2.0 * double(input[0] * weight[0] * weight[3]) * double(taps_of_axis(s.large.h, s.small.h, s)) *
+         double(taps_of_axis(s.large.w, s.small.w, s));
+}
+
+std::string convolution_detail(const ConvGeometry& g, const View<const float>& input,
+                               const View<const float>& output) {
+  return fmt::format("{0}x{0}{1} {2}x{3}x{4} > {5}x{6}x{7}", g.kernel,
+                     g.stride == 1 ? "" : fmt::format("/{}", g.stride), input[1], input[2], input[3],
+                     output[1], output[2], output[3]);
+}
+
 }  // namespace
 
 void ConvForwardOp::check() const { check_shapes("convolution", geometry, input, output, weight, bias); }
@@ -182,6 +206,20 @@ void ConvBackwardDataOp::check() const {
 void ConvBackwardWeightOp::check() const {
   check_shapes("convolution backward weight", geometry, input, d_output, d_weight, d_bias);
 }
+
+OpCost ConvForwardOp::cost() const {
+  return {.bytes = operand_bytes(*this), .flop = convolution_flop(geometry, input, output, weight)};
+}
+OpCost ConvBackwardDataOp::cost() const {
+  return {.bytes = operand_bytes(*this), .flop = convolution_flop(geometry, d_input, d_output, weight)};
+}
+OpCost ConvBackwardWeightOp::cost() const {
+  return {.bytes = operand_bytes(*this), .flop = convolution_flop(geometry, input, d_output, d_weight)};
+}
+
+std::string ConvForwardOp::detail() const { return convolution_detail(geometry, input, output); }
+std::string ConvBackwardDataOp::detail() const { return convolution_detail(geometry, d_input, d_output); }
+std::string ConvBackwardWeightOp::detail() const { return convolution_detail(geometry, input, d_output); }
 
 bool conv_supports(const ConvGeometry& geometry, const View<const float>& input, int64_t output_channels) {
   const View<const float> output(

@@ -60,6 +60,8 @@ struct ConvForwardOp {
 
   // These three throw Error(failed) on shapes that disagree; run() also on too little scratch.
   void check() const;
+  OpCost cost() const;         // of these three: products with pixels, not with padding
+  std::string detail() const;  // "4x4/2 28x28x1 > 14x14x16"
 };
 
 // d_input = gradient of the input. A ReLU behind the convolution is undone before, in d_output. One in front
@@ -76,6 +78,8 @@ struct ConvBackwardDataOp {
   View<const float> mask{};  // (B, H, W, I), or absent
 
   void check() const;
+  OpCost cost() const;
+  std::string detail() const;
 };
 
 // How a GPU computes the gradient of a weight; the CPU ignores it. automatic: cuDNN, or split_rows
@@ -95,6 +99,8 @@ struct ConvBackwardWeightOp {
   const ConvChoice* choice = nullptr;  // of the library, if the method is that
 
   void check() const;
+  OpCost cost() const;
+  std::string detail() const;
 };
 
 // False if the images are too large for the 32-bit offsets within a shard. `input` is (B, H, W, I).

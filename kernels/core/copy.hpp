@@ -17,6 +17,7 @@ struct SwapOp {
   View<float> a;  // any shape
   View<float> b;  // same number of elements; does not overlap a
   void check() const;
+  OpCost cost() const { return {.bytes = 2.0 * operand_bytes(*this)}; }  // read and written
 };
 
 void run_cpu(const CopyOp& op);

@@ -5,6 +5,7 @@
 
 #include "check.hpp"
 #include "view.hpp"
+#include "watch.hpp"
 
 struct CUstream_st;  // *cudaStream_t, so that no CUDA header is needed here
 
@@ -31,13 +32,31 @@ inline constexpr bool kWithCuda = false;
 }
 
 template <class Op>
-void run(const Op& op, Stream stream) {
-  op.check();
+void dispatch(const Op& op, Stream stream) {
   if (stream.device == Device::cpu) return run_cpu(op);
   if constexpr (kWithCuda)
     run_cuda(op, stream);
   else
     throw_without_cuda();
+}
+
+// Apart, so that what a profiler needs stands in nobody's way.
+template <class Op>
+[[gnu::cold, gnu::noinline]] void run_watched(const Op& op, Stream stream) {
+  struct Told {
+    Stream stream;
+    ~Told() { op_watch->after(stream); }
+  };
+  op_watch->before(facts_of(op), stream);
+  const Told told{stream};
+  dispatch(op, stream);
+}
+
+template <class Op>
+void run(const Op& op, Stream stream) {
+  op.check();
+  if (op_watch != nullptr) return run_watched(op, stream);
+  dispatch(op, stream);
 }
 
 // For the backends: throws Error(failed) if an op was given less scratch than it needs.

@@ -52,6 +52,9 @@ struct AdamOp {
   float weight_decay;                     // >= 0; 0 = off
   View<const uint8_t> decayed;            // (decay_groups(P)), 0: these weights do not decay; absent if off
   void check() const;
+  OpCost cost() const {
+    return {.bytes = operand_bytes(*this) + 3.0 * double(weights.bytes())};
+  }  // read and written
 };
 
 // Weights that share one element of `decayed`.
@@ -83,6 +86,9 @@ struct AverageWeightsOp {
   View<const int32_t> poisoned;          // (1)
   float decay;                           // in [0, 1)
   void check() const;
+  OpCost cost() const {
+    return {.bytes = operand_bytes(*this) + double(averages.bytes())};
+  }  // read and written
 };
 VQ_HOST_DEVICE inline float average_decay(const OptimizerState& optimizer, float decay) {
   const float young = float(1 + optimizer.updates) / float(10 + optimizer.updates);

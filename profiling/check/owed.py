@@ -14,6 +14,7 @@ TESTS = {  # what: a regular expression of test names
     "cluster sums": r"cluster sums|fixed point|one hot|both gradients",
     "precisions": r"bf16|tf32|precision",
     "self-tests": r"self-test|trust",
+    "profile": r"profile",
 }
 
 

@@ -75,6 +75,23 @@ bool is_device_memory(const void* address) {
 
 extern "C" {
 
+// ---- the profiler ----
+
+cudaError_t cudaProfilerStart() {
+  return call([] {
+    simt::refuse_in_capture("a profiler is started");
+    ++simt::profiled().starts;
+    simt::profiled().operations_before = simt::stats().operations;
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaProfilerStop() {
+  simt::Profiled& profiled = simt::profiled();
+  ++profiled.stops;
+  profiled.operations += simt::stats().operations - profiled.operations_before;
+  return cudaSuccess;
+}
+
 // ---- the device ----
 
 cudaError_t cudaDriverGetVersion(int* version) {

@@ -73,6 +73,11 @@ HostCalls& host_calls() {
   return calls;
 }
 
+Profiled& profiled() {
+  static Profiled profiled;
+  return profiled;
+}
+
 size_t queued_operations() {
   size_t count = 0;
   for (const CUstream_st* stream : device().streams)

@@ -109,6 +109,15 @@ struct HostCalls {
   uint64_t graphs = 0;  // launched
 };
 HostCalls& host_calls();
+
+// Between cudaProfilerStart and -Stop, since the program began.
+struct Profiled {
+  uint64_t starts = 0, stops = 0;
+  uint64_t operations = 0;         // that streams did meanwhile
+  uint64_t operations_before = 0;  // that were done when it last started
+};
+Profiled& profiled();
+
 size_t queued_operations();  // that no stream has done yet
 
 }  // namespace simt
