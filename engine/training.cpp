@@ -14,6 +14,7 @@
 #include "pictures.hpp"
 #include "stop_signals.hpp"
 #include "trust.hpp"
+#include "tuning.hpp"
 
 namespace vqlab {
 namespace {
@@ -195,13 +196,16 @@ void Training::choose_plans() {
       choose_convolutions(model, runtime_, parse_choosing(config_.train.convolutions), event_timer(runtime_));
 }
 
-// The best of each table. Before the model takes its memory, since a self-test needs some.
+// The fastest that was measured here, or the best of each table. Before the model takes its memory, since a
+// self-test needs some.
 void Training::choose_kernels_anew() {
   if (config_.quantizer.kind == "none") return;
-  kernels_ =
-      choose_kernels(config_.kernels, runtime_.device(),
-                     quantizer_shape(config_, config_.train.batch_size, data_.set.height, data_.set.width),
-                     trust(), [this](const std::string& line) { observer_.warning(line); });
+  const Tuning tuning(tuning_key(runtime_), options_.tuning_folder);
+  if (!tuning.note().empty()) observer_.note(tuning.note());
+  kernels_ = choose_kernels(
+      config_.kernels, runtime_.device(),
+      quantizer_shape(config_, config_.train.batch_size, data_.set.height, data_.set.width), trust(),
+      [this](const std::string& line) { observer_.warning(line); }, &tuning);
   if (trust() != nullptr && !trust()->note().empty()) observer_.note(trust()->note());
 }
 

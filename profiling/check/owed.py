@@ -12,6 +12,7 @@ TESTS = {  # what: a regular expression of test names
     "captured graphs": r"graph|captured",
     "precisions": r"bf16|tf32|precision",
     "self-tests": r"self-test|trust",
+    "registers of variants": r"lists the kernels|logs of launches",
 }
 
 
