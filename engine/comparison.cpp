@@ -55,7 +55,7 @@ VariantResult Comparison::verify(const VariantInfo& variant) const {
       runtime_.device() == Device::cuda ? std::max(kRowsOfGpu, hard_->shape().N) : hard_->shape().N;
   const double expected_seconds = 1e-3 * probe_ms * double(plain_->shape().N) / double(rows_at_once);
   if (expected_seconds <= kPatience * std::max(1.0, options_.seconds)) {
-    const LaunchLog log;
+    LaunchLog log;
     plain_->run(variant.name);
     result.kernels = log.kernels();
     result.wrong += plain_->wrong();
@@ -79,22 +79,23 @@ void Comparison::time(std::vector<VariantResult>& results, const Ceilings& ceili
     calls.push_back([this, name = result.variant.name] { plain_->run(name); });
   }
   if (timed.empty()) return;
-  std::unique_ptr<Yardstick> product, copy;
-  if (ceilings.product_tflop_s) product = make_product_yardstick(runtime_);
-  if (!options_.hot) copy = make_copy_yardstick(runtime_);
-  for (Yardstick* yardstick : {product.get(), copy.get()})
-    if (yardstick != nullptr) calls.push_back([yardstick] { yardstick->run(); });
+  const Yardstick* product = ceilings.product.get();
+  const Yardstick* copy = options_.hot ? nullptr : ceilings.copy.get();
+  if (product != nullptr) calls.push_back([&] { ceilings.product->run(); });
+  if (copy != nullptr) calls.push_back([&] { ceilings.copy->run(); });
   const std::vector<Timing> timings =
       measure(calls, {.seconds = options_.seconds, .cold = !options_.hot}, runtime_);
-  const double product_tflop_s = product ? product->work() / timings[timed.size()].median_ms * 1e-9 : 0.0;
-  const double copy_gb_s = copy ? copy->work() / timings.back().median_ms * 1e-6 : ceilings.copy_gb_s;
+  const double product_tflop_s =
+      product != nullptr ? product->work() / timings[timed.size()].median_ms * 1e-9 : 0.0;
+  const double copy_gb_s =
+      copy != nullptr ? copy->work() / timings.back().median_ms * 1e-6 : ceilings.copy_gb_s;
   for (size_t i = 0; i < timed.size(); ++i) {
     VariantResult& result = *timed[i];
     result.timing = timings[i];
     result.gb_s = op_.bytes(result.shape) / timings[i].median_ms * 1e-6;
     result.tflop_s = op_.flop(result.shape) / timings[i].median_ms * 1e-9;
     result.share = result.gb_s / copy_gb_s;
-    if (product) result.share = std::max(result.share, result.tflop_s / product_tflop_s);
+    if (product != nullptr) result.share = std::max(result.share, result.tflop_s / product_tflop_s);
   }
 }
 

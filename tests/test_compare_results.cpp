@@ -9,6 +9,7 @@
 #include "engine/shape_sets.hpp"
 #include "expect_error.hpp"
 #include "html.hpp"
+#include "kernels/codebook/lookup.hpp"
 
 namespace vqlab::testing {
 namespace {

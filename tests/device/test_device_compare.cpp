@@ -167,9 +167,9 @@ TEST_CASE("device: a comparison lists the kernels that a variant launches", "[ke
 TEST_CASE("device: logs of launches nest and end", "[kernels]") {
   const DeviceArray<float> array(10);
   const auto fill = [&] { run(FillOp{array.view(), 1.0f}, device_stream()); };
-  const LaunchLog outer;
+  LaunchLog outer;
   {
-    const LaunchLog inner;
+    LaunchLog inner;
     fill();
     fill();
     CHECK(inner.kernels().size() == 1);
