@@ -1,199 +1,281 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
-#include <limits>
+#include <filesystem>
 
 #include "command.hpp"
-#include "engine/comparison.hpp"
+#include "compare_print.hpp"
+#include "engine/changes.hpp"
+#include "engine/comparison_report.hpp"
+#include "engine/io/file.hpp"
+#include "engine/shape_sets.hpp"
+#include "engine/trust.hpp"
+#include "engine/tuning.hpp"
 #include "kernels/core/parallel.hpp"
 
 namespace vqlab {
 namespace {
 
-std::vector<std::string_view> split(std::string_view text, char separator) {
-  std::vector<std::string_view> parts;
-  for (size_t end; (end = text.find(separator)) != text.npos; text.remove_prefix(end + 1))
-    parts.push_back(text.substr(0, end));
-  parts.push_back(text);
-  return parts;
+Error usage(const std::string& what, const std::string& hint, const std::string& where = "compare") {
+  return Error(ErrorKind::usage, what, hint, where);
 }
 
-VariantShape parse_shape(const std::string& text) {
-  const std::vector<std::string_view> parts = split(text, ',');
-  std::vector<int64_t> sizes;
-  for (const std::string_view part : parts) {
-    int64_t size = 0;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), size);
-    if (error == std::errc() && end == part.data() + part.size() && size >= 1) sizes.push_back(size);
-  }
-  if (parts.size() != 3 || sizes.size() != 3)
-    throw Error(ErrorKind::usage, fmt::format("'{}' is not a shape N,K,D", text),
-                "three whole numbers from 1, for example --shape 65536,512,64", "--shape");
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  if (*std::max_element(sizes.begin(), sizes.end()) > kMost)
-    throw Error(ErrorKind::usage, fmt::format("shape {} does not fit into memory", text),
-                "use fewer latents, codes or elements", "--shape");
-  return {sizes[0], sizes[1], sizes[2]};
-}
-
-std::string exactness(const VariantOp& op, const VariantInfo& variant) {
-  if (variant.exact) return "exact";
-  if (!op.bounds_rounding) return "approximate";
-  return variant.reproducible ? "rounded" : "not reproducible";
-}
+// Some variants of an op at one shape.
+struct Job {
+  const VariantOp* op;
+  std::vector<VariantInfo> variants;
+  NamedShape shape;
+};
 
 class CompareCommand : public Command {
  public:
   void declare(Options& o) override {
-    o.option("op", op_name_, "which op: lookup, cluster_sums, skewed_sums or quantize");
+    o.positionals("results", results_, "OLD.json NEW.json: compare two results, and measure nothing");
+    o.list("op", op_texts_, "ops OP,... to compare, or all; lookup if not given");
     o.list("variant", variant_texts_, "variants V,... to compare; all of the device if not given");
     o.list("shape", shape_texts_, "N,K,D: latents, codes, elements of a code; repeatable");
+    o.list("shapes", set_texts_, "sets of shapes: S1 to S5, or CONFIG.toml for those of its batches");
+    o.option("dtype", dtype_, "of latents and codebook: fp32");
     o.option("seconds", seconds_, 0, 600,
              "time-out of the timing of one variant at one shape; 0: one sample");
     o.flag("hot", hot_, "leave the caches warm between samples");
     o.flag("verify", verify_, "verify each variant, run it twice more, and time nothing");
     o.flag("list", list_, "show the variants and what they are, and stop");
+    o.option("csv", csv_, "write the cases into this file");
+    o.option("html", html_, "write a page with tables and charts into this file");
+    o.option("against", against_, "OLD.json: measure what it measured, or what is said, and compare");
+    o.option("threshold", threshold_, 1, 1000, "percent from which a change counts, if it exceeds the noise");
+    o.flag("tune", tune_, "keep the fastest exact variant of each op and shape for runs on this machine");
   }
 
   CommandResult run(const CommonOptions& common) override;
 
  private:
+  void check_options() const;
+  CommandResult compare_files(const CommonOptions& common) const;
   Json list_variants(const CommonOptions& common) const;
-  void print_head(const Runtime& runtime, const Ceilings& ceilings) const;
-  void print(const VariantResult& result) const;
-  std::string repro(const VariantResult& result) const;
-  Json to_json(const VariantResult& result) const;
+  std::vector<const VariantOp*> wanted_ops(const Json& before) const;
+  std::vector<NamedShape> wanted_shapes(const VariantOp& op, const Json& before) const;
+  std::vector<Job> plan(const Runtime& runtime, const Json& before) const;
+  Json narrowed(const Json& before, const std::vector<Job>& jobs) const;
+  void report_wrong(const Json& row) const;
+  void tune(const Runtime& runtime, const std::vector<TunedChoice>& choices, Json& json, bool quiet) const;
 
-  std::string op_name_ = "lookup";
-  std::vector<std::string> variant_texts_, shape_texts_;
-  const VariantOp* op_ = nullptr;
-  int64_t seconds_ = 5;
-  bool hot_ = false, verify_ = false, list_ = false;
+  std::vector<std::string> results_, op_texts_, variant_texts_, shape_texts_, set_texts_;
+  std::string dtype_ = "fp32", csv_, html_, against_;
+  int64_t seconds_ = 5, threshold_ = kLeastChange;
+  bool hot_ = false, verify_ = false, list_ = false, tune_ = false;
 };
+
+void CompareCommand::check_options() const {
+  if (dtype_ != "fp32")
+    throw usage(fmt::format("there are no variants for operands in {}", dtype_),
+                "latents and codebook are fp32; what a variant computes in inside, `--list` says", "--dtype");
+  if (!results_.empty() && results_.size() != 2)
+    throw usage(fmt::format("{} is one result, and two are compared", results_[0]),
+                "give OLD.json and NEW.json, or measure now with --against OLD.json");
+  const bool measures = !op_texts_.empty() || !variant_texts_.empty() || !shape_texts_.empty() ||
+                        !set_texts_.empty() || hot_ || verify_ || list_ || tune_ || !csv_.empty() ||
+                        !html_.empty() || !against_.empty();
+  if (!results_.empty() && measures)
+    throw usage("two results are compared as they are", "leave out all options but --threshold and --json");
+  if (!against_.empty() && verify_)
+    throw usage("--verify times nothing that could be compared", "leave out --verify or --against",
+                "--against");
+  if (!tune_) return;
+  if (verify_) throw usage("--verify times nothing to choose by", "leave out --verify or --tune", "--tune");
+  if (!variant_texts_.empty())
+    throw usage("the choice is among all variants of an op", "leave out --variant", "--tune");
+  if (shape_texts_.empty() && set_texts_.empty())
+    throw usage("--tune needs the shapes that will be used",
+                "--shapes CONFIG.toml takes those of a configuration, --shape N,K,D others", "--tune");
+}
+
+// A result that cannot be written is a pity after minutes of measuring.
+void require_place_for(const std::string& path, const char* option) {
+  if (path.empty()) return;
+  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+  if (!std::filesystem::is_directory(folder) || std::filesystem::is_directory(path))
+    throw usage(fmt::format("{} cannot be written", path), "name a file in a folder that exists", option);
+}
+
+CommandResult CompareCommand::compare_files(const CommonOptions& common) const {
+  const Json before = read_comparison(results_[0]), now = read_comparison(results_[1]);
+  CommandResult command;
+  command.json = compare_results(before, now, double(threshold_), results_[0], results_[1]);
+  command.exit_code = print_changes(command.json, common.json);
+  return command;
+}
 
 // Without --device those of every device, also of one that is not there.
 Json CompareCommand::list_variants(const CommonOptions& common) const {
   Json rows = Json::array();
-  for (const Device device : {Device::cpu, Device::cuda}) {
-    if (common.device != "auto" && common.device != device_text(device)) continue;
-    for (const VariantInfo& variant : op_->variants(device)) {
-      if (!common.json)
-        fmt::print("{:12} {:4}  {:13} {:16} {}\n", op_->name, device_text(device), variant.name,
-                   exactness(*op_, variant), variant.idea);
-      Json row = Json::object();
-      row["op"] = op_->name;
-      row["device"] = device_text(device);
-      row["variant"] = variant.name;
-      row["exact"] = variant.exact;
-      row["idea"] = variant.idea;
-      rows.push_back(row);
+  for (const VariantOp* op : wanted_ops(Json()))
+    for (const Device device : {Device::cpu, Device::cuda}) {
+      if (common.device != "auto" && common.device != device_text(device)) continue;
+      for (const VariantInfo& variant : op->variants(device)) {
+        if (!common.json)
+          fmt::print("{:12} {:4}  {:13} {:16} {}\n", op->name, device_text(device), variant.name,
+                     exactness(*op, variant), variant.idea);
+        Json row = Json::object();
+        row["op"] = op->name;
+        row["device"] = device_text(device);
+        row["variant"] = variant.name;
+        row["exact"] = variant.exact;
+        row["idea"] = variant.idea;
+        rows.push_back(row);
+      }
     }
-  }
   Json result = Json::object();
   result["variants"] = rows;
   return result;
 }
 
-std::string CompareCommand::repro(const VariantResult& r) const {
-  const bool cpu = r.variant.device == Device::cpu;
-  return fmt::format("vqlab compare --op {} --variant {} --shape {} --device {}{}{}", op_->name,
-                     r.variant.name, r.shape.text(), device_text(r.variant.device),
-                     cpu ? fmt::format(" --threads {}", worker_count()) : "", hot_ ? " --hot" : "");
+// Those of --op; else those of an earlier result, all if there is to be a choice of each, or the lookup.
+std::vector<const VariantOp*> CompareCommand::wanted_ops(const Json& before) const {
+  std::vector<const VariantOp*> ops;
+  const auto add = [&](const VariantOp* op) {
+    if (std::find(ops.begin(), ops.end(), op) == ops.end()) ops.push_back(op);
+  };
+  bool all = op_texts_.empty() && tune_;
+  for (const std::string& text : op_texts_)
+    for (const std::string_view name : split_text(text, ','))
+      name == "all" ? void(all = true) : add(&find_variant_op(name));
+  for (const VariantOp* op : variant_ops()) {
+    bool measured = false;
+    if (op_texts_.empty() && before.is_object())
+      for (const Json& row : before.at("cases").items()) measured |= row.at("op").as_string() == op->name;
+    if (all || measured) add(op);
+  }
+  if (ops.empty()) add(&find_variant_op("lookup"));
+  return ops;
 }
 
-Json CompareCommand::to_json(const VariantResult& r) const {
-  Json json = Json::object();
-  json["op"] = op_->name;
-  json["device"] = device_text(r.variant.device);
-  json["variant"] = r.variant.name;
-  Json sizes = Json::array();
-  for (const int64_t size : {r.shape.N, r.shape.K, r.shape.D}) sizes.push_back(size);
-  json["shape"] = sizes;
-  json["dtype"] = "fp32";
-  json["exact"] = r.variant.exact;
-  json["verified"] = r.rows_checked > 0 && r.wrong == 0;
-  json["wrong"] = r.wrong;
-  json["rows_checked"] = r.rows_checked;
-  json["ms_median"] = r.timing ? Json(r.timing->median_ms) : Json();
-  json["ms_iqr"] = r.timing ? Json(r.timing->iqr_ms) : Json();
-  json["ms_min"] = r.timing ? Json(r.timing->min_ms) : Json();
-  json["samples"] = r.timing ? r.timing->samples : int64_t(0);
-  json["settled"] = r.timing && r.timing->settled;
-  json["gb_s"] = r.timing ? Json(r.gb_s) : Json();
-  json["tflop_s"] = r.timing ? Json(r.tflop_s) : Json();
-  json["share_of_ceiling"] = r.timing ? Json(r.share) : Json();
-  json["registers"] = Json();  // of a GPU kernel
-  json["shared_bytes"] = Json();
-  const bool repeated = r.status == "ok" || r.status == "MISTRUSTED";
-  json["deterministic"] = repeated ? Json(r.deterministic) : Json();
-  json["status"] = r.status;
-  json["repro"] = repro(r);
+// Those of --shape and --shapes; else those of an earlier result, or three that a CPU can do in seconds.
+std::vector<NamedShape> CompareCommand::wanted_shapes(const VariantOp& op, const Json& before) const {
+  std::vector<NamedShape> shapes;
+  const auto add = [&](const NamedShape& shape) {
+    for (const NamedShape& other : shapes)
+      if (other.shape.text() == shape.shape.text()) return;
+    shapes.push_back(shape);
+  };
+  for (const std::string& text : shape_texts_) add(parse_shape(text));
+  for (const std::string& text : set_texts_)
+    for (const NamedShape& shape : shape_set(text)) add(shape);
+  if (!shapes.empty()) return shapes;
+  if (before.is_object())
+    for (const Json& row : before.at("cases").items())
+      if (row.at("op").as_string() == op.name) add(parse_shape(shape_text(row)));
+  if (!shapes.empty()) return shapes;
+  return {{{65536, 512, 64}}, {{16384, 8192, 64}}, {{65536, 1024, 8}}};
+}
+
+std::vector<Job> CompareCommand::plan(const Runtime& runtime, const Json& before) const {
+  const std::vector<const VariantOp*> ops = wanted_ops(before);
+  if (ops.size() > 1 && !variant_texts_.empty())
+    throw usage("variants are of one op", "name it with --op, or leave out --variant", "--variant");
+  std::vector<Job> jobs;
+  for (const VariantOp* op : ops) {
+    std::vector<VariantInfo> variants;
+    for (const std::string& text : variant_texts_)
+      for (const std::string_view name : split_text(text, ','))
+        variants.push_back(find_variant(*op, runtime.device(), name));
+    if (variants.empty()) variants = op->variants(runtime.device());
+    for (const NamedShape& shape : wanted_shapes(*op, before)) {
+      require_memory_for(*op, shape.shape, runtime);
+      jobs.push_back({op, variants, shape});
+    }
+  }
+  return jobs;
+}
+
+// An earlier result without what the command line leaves out.
+Json CompareCommand::narrowed(const Json& before, const std::vector<Job>& jobs) const {
+  Json json = before, cases = Json::array();
+  for (const Json& row : before.at("cases").items()) {
+    const auto is_wanted = [&](const Job& job) {
+      const bool op = job.op->name == row.at("op").as_string();
+      const bool shape = job.shape.shape.text() == shape_text(row);
+      bool variant = variant_texts_.empty();
+      for (const VariantInfo& info : job.variants) variant |= info.name == row.at("variant").as_string();
+      return (op || op_texts_.empty()) && (shape || (shape_texts_.empty() && set_texts_.empty())) && variant;
+    };
+    if (std::any_of(jobs.begin(), jobs.end(), is_wanted)) cases.push_back(row);
+  }
+  json["cases"] = cases;
   return json;
 }
 
-void CompareCommand::print_head(const Runtime& runtime, const Ceilings& ceilings) const {
-  const std::string product = ceilings.product_tflop_s
-                                  ? fmt::format("{:.4f} TFLOP/s", *ceilings.product_tflop_s)
-                                  : fmt::format("not measured ({})", ceilings.product_problem);
-  fmt::print("{}\n{}: copy {:.1f} GB/s, fp32 product {}\n\n", runtime.note(),
-             runtime.device() == Device::cpu ? fmt::format("cpu, {} threads", worker_count())
-                                             : runtime.device_name(),
-             ceilings.copy_gb_s, product);
-  fmt::print("{:13} {:18} {:16} {:>10} {:>8} {:>5} {:>7} {:>8} {:>7}  {}\n", "variant", "N,K,D", "rows right",
-             "median ms", "iqr ms", "runs", "GB/s", "TFLOP/s", "ceiling", "status");
+void CompareCommand::report_wrong(const Json& row) const {
+  fmt::print(stderr, "error: {} variant '{}' is wrong on {} of {} rows (--shape {})\n",
+             row.at("op").as_string(), row.at("variant").as_string(), row.at("wrong").as_integer(),
+             row.at("rows_checked").as_integer(), shape_text(row));
+  fmt::print(stderr, "hint: use another variant; `{}` repeats this\n", row.at("repro").as_string());
 }
 
-void CompareCommand::print(const VariantResult& r) const {
-  fmt::print("{:13} {:18} {:6} of {:<6} ", r.variant.name, r.shape.text(), r.rows_checked - r.wrong,
-             r.rows_checked);
-  if (r.timing)
-    fmt::print("{:10.3f} {:8.3f} {:5} {:7.2f} {:8.4f} {:6.1f}%  ", r.timing->median_ms, r.timing->iqr_ms,
-               r.timing->samples, r.gb_s, r.tflop_s, 100.0 * r.share);
-  else
-    fmt::print("{:>10} {:>8} {:>5} {:>7} {:>8} {:>7}  ", "-", "-", "-", "-", "-", "-");
-  fmt::print("{}{}\n              {}\n", r.status,
-             r.variant.exact ? "" : fmt::format(" ({})", exactness(*op_, r.variant)), repro(r));
+void CompareCommand::tune(const Runtime& runtime, const std::vector<TunedChoice>& choices, Json& json,
+                          bool quiet) const {
+  Tuning tuning(tuning_key(runtime), cache_folder());
+  if (!tuning.note().empty()) fmt::print(stderr, "note: {}\n", tuning.note());
+  tuning.keep(choices);
+  json["tuned"] = Json::array();
+  for (const TunedChoice& choice : choices) {
+    json["tuned"].push_back(choice.to_json());
+    if (!quiet) fmt::print("chosen: {}\n", tuned_text(choice));
+  }
+  json["tuned_file"] = tuning.path();
+  if (!quiet) fmt::print("kept in {}\n", tuning.path());
 }
 
 CommandResult CompareCommand::run(const CommonOptions& common) {
-  op_ = &find_variant_op(op_name_);
+  check_options();
+  if (!results_.empty()) return compare_files(common);
   if (list_) return {.json = list_variants(common)};
-  std::vector<VariantShape> shapes;
-  for (const std::string& text : shape_texts_) shapes.push_back(parse_shape(text));
-  if (shapes.empty()) shapes = {{65536, 512, 64}, {16384, 8192, 64}, {65536, 1024, 8}};
+  require_place_for(csv_, "--csv");
+  require_place_for(html_, "--html");
+  const Json before = against_.empty() ? Json() : read_comparison(against_);
   const Runtime runtime(common.device, int(common.threads));
-  std::vector<VariantInfo> variants;
-  for (const std::string& text : variant_texts_)
-    for (const std::string_view name : split(text, ','))
-      variants.push_back(find_variant(*op_, runtime.device(), name));
-  if (variants.empty()) variants = op_->variants(runtime.device());
-  for (const VariantShape& shape : shapes) require_memory_for(*op_, shape, runtime);
+  const std::vector<Job> jobs = plan(runtime, before);
+  if (before.is_object() && narrowed(before, jobs).at("cases").items().empty())
+    throw usage(fmt::format("{} has none of the cases that are to be measured", against_),
+                "leave out --op, --variant and --shape, or measure without --against", "--against");
+  const std::unique_ptr<Trust> trust = tune_ ? trust_of_this_program(common.device) : nullptr;
 
   const Ceilings ceilings = verify_ ? Ceilings() : measure_ceilings(runtime, std::min(1.0, double(seconds_)));
-  if (!common.json && !verify_) print_head(runtime, ceilings);
-  CommandResult command;
-  command.json["device"] = runtime.device_name();
-  command.json["note"] = runtime.note();
-  command.json["threads"] = int64_t(worker_count());
-  command.json["ceilings"]["copy_gb_s"] = verify_ ? Json() : Json(ceilings.copy_gb_s);
-  command.json["ceilings"]["product_tflop_s"] =
-      ceilings.product_tflop_s ? Json(*ceilings.product_tflop_s) : Json();
-  Json cases = Json::array();
   const ComparisonOptions options{.seconds = double(seconds_), .hot = hot_, .timed = !verify_};
-  for (const VariantShape& shape : shapes)
-    for (const VariantResult& result : compare_variants(*op_, variants, shape, ceilings, options, runtime)) {
-      if (!common.json) print(result);
+  CommandResult command;
+  command.json = comparison_head(runtime, verify_ ? nullptr : &ceilings, options, common.command_line);
+  if (const std::string why = before.is_object() ? why_incomparable(before, command.json) : ""; !why.empty())
+    throw usage(fmt::format("this run could not be compared with {}: {}", against_, why),
+                "measure on the same device, with the same --threads and --hot", "--against");
+  if (!common.json && !verify_) print_comparison_head(command.json, ceilings.product_problem);
+  std::vector<TunedChoice> choices;
+  for (const Job& job : jobs) {
+    const auto results = compare_variants(*job.op, job.variants, job.shape.shape, ceilings, options, runtime);
+    for (const VariantResult& result : results) {
+      const Json row = to_json(*job.op, result, job.shape.name, options);
+      if (!common.json) print_case(row);
       if (result.status == "WRONG") {
         command.exit_code = int(ErrorKind::verification);
-        fmt::print(stderr, "error: {} variant '{}' is wrong on {} of {} rows (--shape {})\n", op_->name,
-                   result.variant.name, result.wrong, result.rows_checked, result.shape.text());
-        fmt::print(stderr, "hint: use another variant; `{}` repeats this\n", repro(result));
+        report_wrong(row);
       }
-      cases.push_back(to_json(result));
+      command.json["cases"].push_back(row);
     }
-  command.json["cases"] = cases;
+    const auto trusted = [&](std::string_view variant) {
+      return trust == nullptr || trust->verdict(job.op->name, variant).passed;
+    };
+    if (!tune_) continue;
+    if (const auto choice = fastest_variant(*job.op, results, trusted)) choices.push_back(*choice);
+  }
+  if (tune_) tune(runtime, choices, command.json, common.json);
+  if (before.is_object()) {
+    command.json["changes"] =
+        compare_results(narrowed(before, jobs), command.json, double(threshold_), against_, "this run");
+    command.exit_code = std::max(command.exit_code, print_changes(command.json["changes"], common.json));
+  }
+  if (!csv_.empty()) write_file(csv_, comparison_csv(command.json));
+  if (!html_.empty()) write_file(html_, to_html(comparison_document(command.json)));
   return command;
 }
 

@@ -1,11 +1,13 @@
 #include <cstdio>
 
 #include "command.hpp"
+#include "compare_print.hpp"
 #include "doctor_plans.hpp"
 #include "engine/environment.hpp"
 #include "engine/quantizer.hpp"
 #include "engine/self_test.hpp"
 #include "engine/trust.hpp"
+#include "engine/tuning.hpp"
 #include "kernels/core/parallel.hpp"
 
 namespace vqlab {
@@ -57,7 +59,14 @@ class DoctorCommand : public Command {
         for (const VariantInfo& variant : op->variants(Device::cuda))
           json["variants"].push_back(to_json(*op, variant, false, why));
     }
+    const Tuning tuning(tuning_key(runtime), cache_folder());
+    json["tuning"] = tuning.note();
+    json["tuned"] = Json::array();
+    for (const TunedChoice& choice : tuning.choices()) json["tuned"].push_back(choice.to_json());
     if (!common.json) print(json);
+    if (!common.json)
+      for (const TunedChoice& choice : tuning.choices())
+        std::printf("%-12s %s\n", "chosen", tuned_text(choice).c_str());
     return {.json = json, .exit_code = failed ? int(ErrorKind::verification) : 0};
   }
 

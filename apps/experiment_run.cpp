@@ -49,8 +49,10 @@ CommandResult run_and_report(const ExperimentPlan& plan, const ExperimentRun& ru
                 "pass -o DIR; the same one later goes on where it stopped", "-o");
   if (run.dry_run) return list_members(plan, run.output, common);
   const std::unique_ptr<Trust> trust = trust_of_this_program(plan.members.at(0).config.device);
-  const ExperimentOptions options{
-      .directory = run.output, .command = common.command_line, .trust = trust.get()};
+  const ExperimentOptions options{.directory = run.output,
+                                  .command = common.command_line,
+                                  .trust = trust.get(),
+                                  .tuning_folder = cache_folder()};
   Console console(common.quiet);
   const ExperimentOutcome outcome = run_experiment(plan, options, console);
   const Json report = summarise(plan, outcome, options);

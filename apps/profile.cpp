@@ -53,6 +53,7 @@ class ProfileCommand : public Command {
     options.graph = graph_;
     const std::unique_ptr<Trust> trust = trust_of_this_program(options.config.device);
     options.trust = trust.get();
+    options.tuning_folder = cache_folder();
     Console console(common.quiet);
     const Runtime runtime(options.config.device, int(options.config.threads));
     console.note(runtime.note());

@@ -10,8 +10,8 @@ namespace {
 class SelfTestCommand : public Command {
  public:
   void declare(Options& o) override {
-    o.positional("op", op_, true, "lookup or cluster_sums");
-    o.positional("variant", variant_, true, "a name that `vqlab compare --list` shows");
+    o.positional("op", op_, true, "an op that `vqlab compare --op all --list` shows");
+    o.positional("variant", variant_, true, "the name of one of its variants");
   }
 
   CommandResult run(const CommonOptions& common) override {

@@ -50,6 +50,7 @@ class TrainCommand : public Command {
   static TrainResult train_trusting(TrainOptions options, Console& console) {
     const std::unique_ptr<Trust> trust = trust_of_this_program(options.config.device);
     options.trust = trust.get();
+    options.tuning_folder = cache_folder();
     return train(options, console);
   }
 

@@ -19,7 +19,7 @@ inline std::unique_ptr<TrainedModel> load_trained(const std::string& run, const 
   const std::unique_ptr<Trust> trust =
       trust_of_this_program(device.empty() ? load_run_config(run).device : device);
   auto trained = std::make_unique<TrainedModel>(
-      run, checkpoint, device, common.threads_given ? common.threads : -1, trust.get(), warn);
+      run, checkpoint, device, common.threads_given ? common.threads : -1, trust.get(), warn, cache_folder());
   for (const std::string& line : trained->checkpoint().warnings()) warn(line);
   return trained;
 }

@@ -111,20 +111,18 @@ std::unique_ptr<Yardstick> make_product_yardstick(const Runtime& runtime) {
 }
 
 Ceilings measure_ceilings(const Runtime& runtime, double seconds) {
-  Ceilings ceilings;
-  const std::unique_ptr<Yardstick> copy = make_copy_yardstick(runtime);
-  std::unique_ptr<Yardstick> product;
-  std::vector<std::function<void()>> calls = {[&] { copy->run(); }};
+  Ceilings ceilings{.copy = make_copy_yardstick(runtime)};
+  std::vector<std::function<void()>> calls = {[&] { ceilings.copy->run(); }};
   try {
-    product = make_product_yardstick(runtime);
-    calls.push_back([&] { product->run(); });
+    ceilings.product = make_product_yardstick(runtime);
+    calls.push_back([&] { ceilings.product->run(); });
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::device) throw;
     ceilings.product_problem = error.what();
   }
   const std::vector<Timing> timings = measure(calls, {.seconds = seconds, .cold = false}, runtime);
-  ceilings.copy_gb_s = copy->work() / timings[0].median_ms * 1e-6;
-  if (product) ceilings.product_tflop_s = product->work() / timings[1].median_ms * 1e-9;
+  ceilings.copy_gb_s = ceilings.copy->work() / timings[0].median_ms * 1e-6;
+  if (ceilings.product) ceilings.product_tflop_s = ceilings.product->work() / timings[1].median_ms * 1e-9;
   return ceilings;
 }
 

@@ -28,6 +28,8 @@ struct Ceilings {
   double copy_gb_s = 0.0;  // medians
   std::optional<double> product_tflop_s = {};
   std::string product_problem = {};  // why there is no product, or ""
+  // What was measured, to take turns with other candidates; product is null where it has a problem.
+  std::shared_ptr<Yardstick> copy = nullptr, product = nullptr;
 };
 // Takes about `seconds` for each of the two.
 Ceilings measure_ceilings(const Runtime& runtime, double seconds);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ceilings.hpp"
+#include "kernels/core/launch_log.hpp"
 #include "measure.hpp"
 #include "variant_case.hpp"
 
@@ -28,7 +29,8 @@ struct VariantResult {
   bool deterministic = true;          // of variants that may be timed: two more runs gave the same bits
   std::optional<Timing> timing = {};  // the rest is of timed variants
   double gb_s = 0.0, tflop_s = 0.0;
-  double share = 0.0;  // of the ceiling that binds: product, where it is known, or copy
+  double share = 0.0;                        // of the ceiling that binds: product, where it is known, or copy
+  std::vector<LaunchedKernel> kernels = {};  // of variants that ran at the shape, on a GPU
 };
 
 // Throws Error(usage) if the case does not fit into memory.

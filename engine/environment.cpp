@@ -12,13 +12,6 @@
 namespace vqlab {
 namespace {
 
-std::string processor_name() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
-  return "unknown";
-}
-
 // Both libraries tell their version in the same way, 9.14.1 as 91401.
 constexpr std::pair<std::string_view, const char*> kVersionFunctions[] = {
     {"libcudnn.so.9", "cudnnGetVersion"}, {"libcublasLt.so.13", "cublasLtGetVersion"}};
@@ -36,6 +29,13 @@ std::string library_version(const std::string& name) {
 }  // namespace
 
 const char* version() { return VQLAB_VERSION; }
+
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "unknown";
+}
 
 Json environment(const Runtime& runtime) {
   Json json = Json::object();

@@ -1,6 +1,8 @@
 // What a result depends on beside its configuration: version, build, machine, libraries.
 #pragma once
 
+#include <string>
+
 #include "io/json.hpp"
 #include "runtime.hpp"
 
@@ -8,6 +10,9 @@ namespace vqlab {
 
 // "0.1.0"
 const char* version();
+
+// The CPU's, as the system calls it.
+std::string processor_name();
 
 // Keys: vqlab, build, compiler, cuda, device, note, threads, processor, libraries[{name, version, path?}]; on
 // a GPU also gpu (its memory, cache and driver), and its libraries among the others.

@@ -1,7 +1,11 @@
 #include "kernel_choice.hpp"
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels/core/check.hpp"
 #include "trust.hpp"
+#include "tuning.hpp"
 
 namespace vqlab {
 namespace {
@@ -21,12 +25,25 @@ const Variant<Op>& forced(const char* op, VariantTable<Op> table, const std::str
   return variant;
 }
 
+// The table, but what was measured to be the fastest at this shape comes first.
+template <class Op>
+std::vector<const Variant<Op>*> in_order(const char* op, VariantTable<Op> table, const VariantShape& shape,
+                                         const Tuning* tuning) {
+  std::vector<const Variant<Op>*> order(table.begin(), table.end());
+  if (tuning == nullptr || order.empty()) return order;
+  const std::string tuned = tuning->variant(op, shape, tuned_threads(order.front()->device));
+  std::stable_partition(order.begin(), order.end(),
+                        [&](const Variant<Op>* variant) { return variant->name == tuned; });
+  return order;
+}
+
 template <class Op>
 const Variant<Op>* choose(const char* op, VariantTable<Op> table, const std::string& wanted,
-                          const VariantShape& shape, Trust* trust, const WarningSink& warn) {
+                          const VariantShape& shape, Trust* trust, const WarningSink& warn,
+                          const Tuning* tuning) {
   if (wanted != "auto") return &forced(op, table, wanted, shape, trust, warn);
   std::string failures;
-  for (const Variant<Op>* variant : table) {
+  for (const Variant<Op>* variant : in_order(op, table, shape, tuning)) {
     if (!variant->exact || !variant->supports(shape.N, shape.K, shape.D)) continue;
     const Verdict verdict = trust == nullptr ? Verdict{true, ""} : trust->verdict(op, variant->name);
     if (!verdict.passed) {
@@ -93,10 +110,10 @@ VariantShape quantizer_shape(const Config& config, int64_t batch, int64_t height
 }
 
 KernelChoice choose_kernels(const KernelsConfig& wanted, Device device, const VariantShape& shape,
-                            Trust* trust, const WarningSink& warn) {
-  return {.lookup = choose("lookup", lookup_variants(device), wanted.lookup, shape, trust, warn),
-          .cluster_sums =
-              choose("cluster_sums", cluster_sums_variants(device), wanted.cluster_sums, shape, trust, warn)};
+                            Trust* trust, const WarningSink& warn, const Tuning* tuning) {
+  return {.lookup = choose("lookup", lookup_variants(device), wanted.lookup, shape, trust, warn, tuning),
+          .cluster_sums = choose("cluster_sums", cluster_sums_variants(device), wanted.cluster_sums, shape,
+                                 trust, warn, tuning)};
 }
 
 }  // namespace vqlab

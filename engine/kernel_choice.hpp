@@ -1,5 +1,6 @@
-// Which variant of each op with several a run uses: forced by the configuration, or the first of the op's
-// table that can be trusted here. Kernels obey; this chooses, once, and a run's checkpoints keep the names.
+// Which variant of each op with several a run uses: forced by the configuration, or what was measured to be
+// the fastest at its shape, or the first of the op's table, as long as it can be trusted here. Kernels obey;
+// this chooses, once, and a run's checkpoints keep the names.
 #pragma once
 
 #include <functional>
@@ -14,6 +15,7 @@
 namespace vqlab {
 
 class Trust;
+class Tuning;
 
 // Null: the first of the table that supports the shape.
 struct KernelChoice {
@@ -40,11 +42,11 @@ using WarningSink = std::function<void(const std::string& line)>;
 // not in this program, Error(device) if `trust` finds that one of them fails here now.
 KernelChoice find_kernels(const RunKernels& used, Device device, Trust* trust);
 
-// For latents of this shape. Without `trust` (the CPU needs none) nothing is tested. Each variant that is
-// passed over because of its self-test, or forced in spite of it, is one warning. Throws Error(usage) for an
-// unknown name, or a forced variant that does not support the shape; Error(device) if no variant can be
-// trusted.
+// For latents of this shape; what `tuning` found fastest there is tried first. Without `trust` (the CPU needs
+// none) nothing is tested. Each variant that is passed over because of its self-test, or forced in spite of
+// it, is one warning. Throws Error(usage) for an unknown name, or a forced variant that does not support the
+// shape; Error(device) if no variant can be trusted.
 KernelChoice choose_kernels(const KernelsConfig& wanted, Device device, const VariantShape& shape,
-                            Trust* trust, const WarningSink& warn);
+                            Trust* trust, const WarningSink& warn, const Tuning* tuning = nullptr);
 
 }  // namespace vqlab

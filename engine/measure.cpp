@@ -96,8 +96,11 @@ struct Candidate {
 Timing summarise(std::vector<double> samples_ms, const MeasureOptions& options) {
   VQ_REQUIRE(!samples_ms.empty(), "summarise: no samples");
   std::sort(samples_ms.begin(), samples_ms.end());
+  const double q1 = quantile(samples_ms, 0.25), q3 = quantile(samples_ms, 0.75);
   Timing timing{.median_ms = quantile(samples_ms, 0.5),
-                .iqr_ms = quantile(samples_ms, 0.75) - quantile(samples_ms, 0.25),
+                .q1_ms = q1,
+                .q3_ms = q3,
+                .iqr_ms = q3 - q1,
                 .min_ms = samples_ms.front(),
                 .samples = int64_t(samples_ms.size())};
   const double deviation = 1.2533 / 1.349 * timing.iqr_ms / std::sqrt(double(timing.samples));

@@ -18,7 +18,7 @@ struct MeasureOptions {
 };
 
 struct Timing {
-  double median_ms = 0.0, iqr_ms = 0.0, min_ms = 0.0;
+  double median_ms = 0.0, q1_ms = 0.0, q3_ms = 0.0, iqr_ms = 0.0, min_ms = 0.0;  // q1, q3: quartiles
   int64_t samples = 0;
   bool settled = false;  // the wanted precision was reached, with min_samples
 };

@@ -1,16 +1,19 @@
 #include "run_choices.hpp"
 
 #include "trust.hpp"
+#include "tuning.hpp"
 
 namespace vqlab {
 
 KernelChoice choose_kernels_of_run(const Config& config, const ImageSet& images, const Runtime& runtime,
-                                   Trust* trust, RunMessages& messages) {
+                                   Trust* trust, const std::string& tuning_folder, RunMessages& messages) {
   if (config.quantizer.kind == "none") return {};
-  const KernelChoice kernels =
-      choose_kernels(config.kernels, runtime.device(),
-                     quantizer_shape(config, config.train.batch_size, images.height, images.width), trust,
-                     [&](const std::string& line) { messages.warning(line); });
+  const Tuning tuning(tuning_key(runtime), tuning_folder);
+  if (!tuning.note().empty()) messages.note(tuning.note());
+  const KernelChoice kernels = choose_kernels(
+      config.kernels, runtime.device(),
+      quantizer_shape(config, config.train.batch_size, images.height, images.width), trust,
+      [&](const std::string& line) { messages.warning(line); }, &tuning);
   if (trust != nullptr && !trust->note().empty()) messages.note(trust->note());
   return kernels;
 }

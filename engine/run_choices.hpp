@@ -17,10 +17,11 @@ class RunMessages {
   virtual void warning(const std::string& line) = 0;
 };
 
-// The best variants of each table for the batches of a run. Before the model takes its memory, since a
-// self-test needs some. None for a plain autoencoder. Throws as choose_kernels() does.
+// The fastest variants that were measured here (`tuning_folder` as in TrainOptions), or the best of each
+// table, for the batches of a run. Before the model takes its memory, since a self-test needs some. None for
+// a plain autoencoder. Throws as choose_kernels() does.
 KernelChoice choose_kernels_of_run(const Config& config, const ImageSet& images, const Runtime& runtime,
-                                   Trust* trust, RunMessages& messages);
+                                   Trust* trust, const std::string& tuning_folder, RunMessages& messages);
 
 // Those that a run `used` before, so that it goes on to the same bits, if that was on this device; else
 // `chosen`. Throws as find_kernels() does.

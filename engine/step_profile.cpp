@@ -154,9 +154,11 @@ Bench::Bench(const ProfileOptions& options, const Runtime& runtime, RunMessages&
       data_(load_training_data(options.config)),
       config_(with_classes(options.config, data_)) {
   require_use();
-  for (const std::string& line : plan_memory(config_, data_, runtime_)) messages.note(line);
-  KernelChoice kernels = choose_kernels_of_run(config_, data_.set, runtime_, trust(), messages);
-  trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training());
+  const MemoryPlan memory = plan_memory(config_, data_, runtime_);
+  for (const std::string& line : memory.lines) messages.note(line);
+  KernelChoice kernels =
+      choose_kernels_of_run(config_, data_.set, runtime_, trust(), options.tuning_folder, messages);
+  trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training(), memory.residency);
   Model& model = trainer_->model();
   if (!options.run.empty()) {
     const Checkpoint checkpoint(options.run, "last");

@@ -16,7 +16,8 @@ struct ProfileOptions {
   int64_t first = 20, last = 39;  // steps of this call that are profiled, counted from 1
   bool capture = false;           // leaves the measuring to a profiler that waits for cudaProfilerStart
   bool graph = false;             // with `capture`: steps as one graph, on a GPU
-  Trust* trust = nullptr;         // as of train()
+  Trust* trust = nullptr;         // as of train(), like the next
+  std::string tuning_folder = {};
 };
 
 // Calls of an op with operands of one shape in one room. Figures are means of a step.

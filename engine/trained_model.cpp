@@ -1,11 +1,13 @@
 #include "trained_model.hpp"
 
 #include "data/labels.hpp"
+#include "tuning.hpp"
 
 namespace vqlab {
 
 TrainedModel::TrainedModel(const std::string& run, const std::string& which, const std::string& device,
-                           int64_t threads, Trust* trust, const WarningSink& warn)
+                           int64_t threads, Trust* trust, const WarningSink& warn,
+                           const std::string& tuning_folder)
     : config_(load_run_config(run)),
       runtime_(device.empty() ? config_.device : device, int(threads < 0 ? config_.threads : threads)),
       checkpoint_(run, which),
@@ -18,7 +20,9 @@ TrainedModel::TrainedModel(const std::string& run, const std::string& which, con
   if (runtime_.device() == Device::cpu) trust = nullptr;
   const auto& [height, width, channels] = checkpoint_.facts().shape;
   const VariantShape shape = quantizer_shape(config_, kInferenceBatch, height, width);
-  model_.use_kernels(choose_kernels(config_.kernels, runtime_.device(), shape, trust, warn),
+  const Tuning tuning(tuning_key(runtime_), tuning_folder);
+  if (!tuning.note().empty()) warn(tuning.note());
+  model_.use_kernels(choose_kernels(config_.kernels, runtime_.device(), shape, trust, warn, &tuning),
                      runtime_.device_name());
 }
 

@@ -18,10 +18,11 @@ class TrainedModel {
  public:
   // `which` as in Checkpoint; device and threads override the config's unless empty or negative.
   // On a GPU `trust` chooses the variant of the lookup, as for training; null: nobody tests. What it finds to
-  // say goes to `warn`.
+  // say goes to `warn`. `tuning_folder` as in TrainOptions.
   TrainedModel(
       const std::string& run, const std::string& which, const std::string& device, int64_t threads,
-      Trust* trust = nullptr, const WarningSink& warn = [](const std::string&) {});
+      Trust* trust = nullptr, const WarningSink& warn = [](const std::string&) {},
+      const std::string& tuning_folder = "");
 
   const Config& config() const { return config_; }
   const Runtime& runtime() const { return runtime_; }

@@ -90,7 +90,7 @@ Training::Training(const TrainOptions& options, TrainObserver& observer)
         fmt::format("labels: of {} training images, equally many of each class", config_.data.labels));
   const MemoryPlan memory = plan_memory(config_, data_, runtime_);
   for (const std::string& line : memory.lines) observer.note(line);
-  kernels_ = choose_kernels_of_run(config_, data_.set, runtime_, trust(), observer);
+  kernels_ = choose_kernels_of_run(config_, data_.set, runtime_, trust(), options.tuning_folder, observer);
   trainer_ = std::make_unique<Trainer>(config_, runtime_, data_.training(), memory.residency);
   if (options.graph) use_graph();
   end_step_ = std::min(trainer_->total_steps(), options.max_steps.value_or(trainer_->total_steps()));

@@ -37,6 +37,7 @@ struct TrainOptions {
   std::optional<int64_t> max_steps;  // counted from step 0
   std::string command;               // for command.txt
   Trust* trust = nullptr;            // who tests the kernels of a GPU; null: nobody
+  std::string tuning_folder = "";    // where `compare --tune` keeps what it chose; "": nowhere
   bool graph = true;                 // steps as one graph, on a GPU
   bool new_kernels = false;          // a resumed run may use other kernels than before
 };

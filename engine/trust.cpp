@@ -43,12 +43,6 @@ bool read_until(int descriptor, double seconds, std::string& output) {
   }
 }
 
-std::string cache_folder() {
-  const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
-  if (cache != nullptr && *cache == '/') return std::string(cache) + "/vqlab";
-  return home != nullptr && *home != 0 ? std::string(home) + "/.cache/vqlab" : "";
-}
-
 int find_build_id(dl_phdr_info* image, size_t, void* result) {  // the first image is the program
   for (int i = 0; i < image->dlpi_phnum; ++i) {
     const ElfW(Phdr)& header = image->dlpi_phdr[i];
@@ -112,6 +106,12 @@ std::string build_id() {
   std::string id;
   dl_iterate_phdr(find_build_id, &id);
   return id.empty() ? "unknown" : id;
+}
+
+std::string cache_folder() {
+  const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
+  if (cache != nullptr && *cache == '/') return std::string(cache) + "/vqlab";
+  return home != nullptr && *home != 0 ? std::string(home) + "/.cache/vqlab" : "";
 }
 
 Trust::Trust(std::string key, std::string folder, SelfTest test)

@@ -31,6 +31,9 @@ Verdict verdict_of(const ChildEnd& end);
 // 16 digits that differ between two builds of this program.
 std::string build_id();
 
+// $XDG_CACHE_HOME/vqlab or ~/.cache/vqlab; "" where neither is known.
+std::string cache_folder();
+
 class Trust {
  public:
   using SelfTest = std::function<Verdict(std::string_view op, std::string_view variant)>;
@@ -53,8 +56,8 @@ class Trust {
 };
 
 // Tests by `vqlab self-test` in a process of its own, since a kernel that hangs or faults takes its process
-// along, and keeps verdicts under $XDG_CACHE_HOME/vqlab or ~/.cache/vqlab. Null where `device_choice` (auto,
-// cpu, cuda) and this machine leave only the CPU.
+// along, and keeps verdicts in the cache_folder(). Null where `device_choice` (auto, cpu, cuda) and this
+// machine leave only the CPU.
 std::unique_ptr<Trust> trust_of_this_program(const std::string& device_choice);
 
 }  // namespace vqlab

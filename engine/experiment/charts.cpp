@@ -187,6 +187,21 @@ std::string draw_series(const ChartSeries& series, size_t index, const Ruler& x,
          marks;
 }
 
+// The part of a limit that both axes show.
+std::string draw_limit(const ChartLimit& limit, const Ruler& x, const Ruler& y, const std::string& style) {
+  std::string path;
+  for (const auto& [at, value] : limit.points)
+    if (x.shows(at) && y.shows(value))
+      path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", x.place(at), y.place(value));
+  return path.empty() ? "" : fmt::format("<path d=\"{}\" fill=\"none\" {}/>\n", path, style);
+}
+
+// Of the lines that are no series.
+std::string level_style(size_t i) {
+  return fmt::format("stroke=\"#444\" stroke-width=\"1.4\" stroke-dasharray=\"{}\"",
+                     kDashes[1 + i % (kDashes.size() - 1)]);
+}
+
 double place_or_zero(const Ruler& ruler, double value) {
   return ruler.shows(value) ? ruler.place(value) : 0.0;
 }
@@ -229,7 +244,10 @@ std::string draw(const XyChart& chart) {
       for (const double y : {point.y, point.low, point.high}) up.add(y, chart.y.scale);
     }
   for (const ChartLevel& level : chart.levels) up.add(level.y, chart.y.scale);
-  const double names = width_of_names(chart.levels, width_of_names(chart.series, kLeastNames)),
+  for (const ChartLimit& limit : chart.limits)
+    for (const auto& [at, value] : limit.points) across.add(at, chart.x.scale), up.add(value, chart.y.scale);
+  const double names = width_of_names(
+                   chart.limits, width_of_names(chart.levels, width_of_names(chart.series, kLeastNames))),
                right = kLeft + kPlotWidth, width = right + kLegendMark + names, bottom = kHeight - kBottom;
   const Ruler x(chart.x, across.low, across.high, kLeft, right, 6),
       y(chart.y, up.low, up.high, bottom, kTop, 6);
@@ -246,12 +264,17 @@ std::string draw(const XyChart& chart) {
   }
   for (size_t i = 0; i < chart.levels.size(); ++i) {
     if (!y.shows(chart.levels[i].y)) continue;
-    const std::string style = fmt::format("stroke=\"#444\" stroke-width=\"1.4\" stroke-dasharray=\"{}\"",
-                                          kDashes[1 + i % (kDashes.size() - 1)]);
+    const std::string style = level_style(i);
     svg +=
         line(kLeft, place_or_zero(y, chart.levels[i].y), right, place_or_zero(y, chart.levels[i].y), style);
     svg += line(right + 8, legend, right + 30, legend, style);
     name(chart.levels[i].name);
+  }
+  for (size_t i = 0; i < chart.limits.size(); ++i) {
+    const std::string style = level_style(chart.levels.size() + i);
+    svg += draw_limit(chart.limits[i], x, y, style);
+    svg += line(right + 8, legend, right + 30, legend, style);
+    name(chart.limits[i].name);
   }
   if (shown == 0) svg += text((kLeft + right) / 2, kHeight / 2, "middle", "nothing was measured");
   return svg + "</svg>\n";
@@ -277,7 +300,7 @@ std::string draw(const BarChart& chart) {
   for (const ChartBar& bar : chart.bars) {
     svg += text(left - 8, y + 4, "end", clipped(bar.name, left - 12.0));
     const bool measured = ruler.shows(bar.value);
-    svg += text(right + 10, y + 4, "start", measured ? bar.text : "-");
+    svg += text(right + 10, y + 4, "start", measured || !bar.text.empty() ? bar.text : "-");
     if (measured && dots) svg += marker(0, ruler.place(bar.value), y);
     if (measured && !dots) {
       const double end = ruler.place(bar.value);

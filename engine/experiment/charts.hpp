@@ -3,6 +3,7 @@
 
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace vqlab {
@@ -35,19 +36,26 @@ struct ChartLevel {
   double y = 0.0;
 };
 
+// A line through these points, for limits that are not horizontal.
+struct ChartLimit {
+  std::string name;
+  std::vector<std::pair<double, double>> points;  // (x, y)
+};
+
 // Points over two axes. Points that are not finite, or not positive on a logarithmic axis, are left out.
 struct XyChart {
   std::string title, description;  // of the alternative text
   ChartAxis x, y;
   std::vector<ChartSeries> series = {};
   std::vector<ChartLevel> levels = {};
+  std::vector<ChartLimit> limits = {};
 };
 std::string draw(const XyChart& chart);
 
 struct ChartBar {
   std::string name;
   double value = kNoValue, low = kNoValue, high = kNoValue;
-  std::string text = "";  // the value as the reader is to see it
+  std::string text = "";  // the value as the reader is to see it, or why there is none ("-" if not given)
 };
 
 // One row for each bar. Bars start at 0; where that would hide the differences, dots on a fitted axis.

@@ -180,15 +180,16 @@ TrainResult Experiment::train_member(const Member& member, MemberState state) {
                              .access = state == MemberState::fresh ? RunAccess::create : RunAccess::resume,
                              .max_steps = {},
                              .command = options_.command,
-                             .trust = options_.trust};
+                             .trust = options_.trust,
+                             .tuning_folder = options_.tuning_folder};
   Quieter quieter(observer_);
   return train(train_options, quieter);
 }
 
 std::unique_ptr<TrainedModel> Experiment::load(const Member& member, const std::string& checkpoint) const {
-  return std::make_unique<TrainedModel>(run_of(member), checkpoint, member.config.device,
-                                        member.config.threads, options_.trust,
-                                        [this](const std::string& line) { observer_.warning(line); });
+  return std::make_unique<TrainedModel>(
+      run_of(member), checkpoint, member.config.device, member.config.threads, options_.trust,
+      [this](const std::string& line) { observer_.warning(line); }, options_.tuning_folder);
 }
 
 Json Experiment::measure(const Member& member, const TrainResult& trained) {

@@ -12,8 +12,9 @@ namespace vqlab {
 
 struct ExperimentOptions {
   std::string directory;
-  std::string command;     // for command.txt of the runs
-  Trust* trust = nullptr;  // as in TrainOptions
+  std::string command;             // for command.txt of the runs
+  Trust* trust = nullptr;          // as in TrainOptions
+  std::string tuning_folder = "";  // likewise
 };
 
 enum class MemberState { fresh, begun, done };

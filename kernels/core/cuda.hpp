@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "launch_log.hpp"
 #include "op.hpp"
 
 // A static array in shared memory: VQ_SHARED(float, tile, [kBlockK][kBlockN]);
@@ -107,6 +108,16 @@ inline void check_launch(const char* name, cudaError_t status, Stream stream, st
   cuda_check(status, name, at);
 }
 
+// For whoever keeps a LaunchLog.
+inline void log_launch(const char* name, const void* kernel, size_t dynamic_bytes) {
+  if (LaunchLog::current() == nullptr) return;
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) (void)cudaGetLastError();
+  LaunchLog::current()->add({.name = name,
+                             .registers = attributes.numRegs,
+                             .shared_bytes = int64_t(attributes.sharedSizeBytes + dynamic_bytes)});
+}
+
 // Launches kernel(args...) on the stream: launch("fill", fill_kernel, {grid, block}, stream, output, size).
 // Arguments are converted to the kernel's parameter types. More than 48 KiB of dynamic shared memory is
 // allowed.
@@ -118,6 +129,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
     cuda_check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes)),
         name, shape.at);
+  log_launch(name, reinterpret_cast<const void*>(kernel), shape.shared_bytes);
 #if defined(VQ_SIMT)
   ::simt::launch(kernel, {name, nullptr, shape.grid, shape.block, shape.shared_bytes, shape.at},
                  stream.handle, std::forward<Args>(args)...);

@@ -15,6 +15,7 @@ TESTS = {  # what: a regular expression of test names
     "precisions": r"bf16|tf32|precision",
     "self-tests": r"self-test|trust",
     "profile": r"profile",
+    "registers of variants": r"lists the kernels|logs of launches",
 }
 
 

@@ -144,4 +144,42 @@ TEST_CASE("device: verification finds planted defects of a cluster sums variant"
       });
 }
 
+TEST_CASE("device: a comparison lists the kernels that a variant launches", "[kernels]") {
+  for (const VariantOp* op : variant_ops()) {
+    const auto results = compare_variants(*op, op->variants(Device::cuda), {70, 33, 64}, {},
+                                          {.seconds = 0.0, .timed = false}, device_runtime());
+    for (const VariantResult& result : results) {
+      INFO(op->name << " " << result.variant.name << " " << result.status);
+      if (result.status != "ok") continue;
+      REQUIRE(!result.kernels.empty());
+      const std::string own = fmt::format("{}_{}", op->name, result.variant.name);
+      bool any = op->name != "lookup";  // the others are made of kernels that they share
+      for (const LaunchedKernel& kernel : result.kernels) {
+        any = any || kernel.name.starts_with(own);
+        CHECK(kernel.shared_bytes >= 0);
+        if (!device_runtime().device_name().starts_with("emulated")) CHECK(kernel.registers > 0);
+      }
+      CHECK(any);
+    }
+  }
+}
+
+TEST_CASE("device: logs of launches nest and end", "[kernels]") {
+  const DeviceArray<float> array(10);
+  const auto fill = [&] { run(FillOp{array.view(), 1.0f}, device_stream()); };
+  LaunchLog outer;
+  {
+    LaunchLog inner;
+    fill();
+    fill();
+    CHECK(inner.kernels().size() == 1);
+  }
+  CHECK(LaunchLog::current() == &outer);
+  CHECK(outer.kernels().empty());
+  fill();
+  REQUIRE(outer.kernels().size() == 1);
+  CHECK(outer.kernels()[0].name == "fill");
+  synchronize();
+}
+
 }  // namespace vqlab::testing
