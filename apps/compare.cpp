@@ -139,6 +139,7 @@ std::vector<const VariantOp*> CompareCommand::wanted_ops(const Json& before) con
     if (std::find(ops.begin(), ops.end(), op) == ops.end()) ops.push_back(op);
   };
   bool all = op_texts_.empty() && tune_;
+  const auto eligible = [&](const VariantOp* op) { return !tune_ || op->of_runs; };
   for (const std::string& text : op_texts_)
     for (const std::string_view name : split_text(text, ','))
       name == "all" ? void(all = true) : add(&find_variant_op(name));
@@ -146,8 +147,11 @@ std::vector<const VariantOp*> CompareCommand::wanted_ops(const Json& before) con
     bool measured = false;
     if (op_texts_.empty() && before.is_object())
       for (const Json& row : before.at("cases").items()) measured |= row.at("op").as_string() == op->name;
-    if (all || measured) add(op);
+    if ((all && eligible(op)) || measured) add(op);
   }
+  for (const VariantOp* op : ops)
+    if (!eligible(op))
+      throw usage(fmt::format("no run chooses kernels by {}", op->name), "leave out --op", "--tune");
   if (ops.empty()) add(&find_variant_op("lookup"));
   return ops;
 }

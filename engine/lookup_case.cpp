@@ -95,6 +95,7 @@ void LookupCase::answer_all(const std::vector<float>& latents, const std::vector
 extern const VariantOp lookup_variant_op;
 const VariantOp lookup_variant_op{
     .name = "lookup",
+    .of_runs = true,
     .bounds_rounding = false,
     .variants =
         [](Device device) {

@@ -59,6 +59,7 @@ class VariantCase {
 // An entry of the table of ops with variants.
 struct VariantOp {
   std::string_view name;
+  bool of_runs;          // runs choose among the variants by what was measured under this name
   bool bounds_rounding;  // what wrong() counts is a defect of an inexact variant too
   std::vector<VariantInfo> (*variants)(Device device);  // in order of preference
   double (*flop)(const VariantShape& shape);
