@@ -68,6 +68,15 @@ void require_exact(const Problem& p, int64_t offset = 1, std::string_view only =
   for_few_schedules([&] { require_found(p, expected, offset, only); });
 }
 
+// The shapes with N in [least, most].
+void require_exact_at_shapes(int64_t least, int64_t most) {
+  uint64_t seed = 0;
+  for (const QuantizerShape& s : kQuantizerShapes) {
+    seed += 2;
+    if (least <= s.N && s.N <= most) require_exact(gaussian(s.N, s.K, s.D, seed), s.offset);
+  }
+}
+
 // Codes below K: evenly spread, or `share` of them in code K / 2.
 std::vector<int32_t> random_codes(int64_t N, int64_t K, double share, uint64_t seed) {
   std::vector<int32_t> codes(size_t(N), 0);
@@ -80,10 +89,16 @@ std::vector<int32_t> random_codes(int64_t N, int64_t K, double share, uint64_t s
 
 }  // namespace
 
-TEST_CASE("device: every lookup variant equals score64 at every shape", "[kernels]") {
-  uint64_t seed = 0;
-  for (const QuantizerShape& s : kQuantizerShapes)
-    require_exact(gaussian(s.N, s.K, s.D, seed += 2), s.offset);
+TEST_CASE("device: every lookup variant equals score64 at every shape of few rows", "[kernels]") {
+  require_exact_at_shapes(1, 127);
+}
+
+TEST_CASE("device: every lookup variant equals score64 at every shape of a tile of rows", "[kernels]") {
+  require_exact_at_shapes(128, 129);
+}
+
+TEST_CASE("device: every lookup variant equals score64 at every shape of many rows", "[kernels]") {
+  require_exact_at_shapes(130, 1 << 20);
 }
 
 TEST_CASE("device: lookups under every schedule", "[kernels]") {

@@ -107,10 +107,10 @@ TEST_CASE("planted: cb_resident lookup without the barrier after the codebook", 
         resident_is_right);
 }
 
+// The shuffles between keep the lanes together, but order no memory.
 TEST_CASE("planted: cb_resident lookup that overwrites rows before all lanes have read them", "[planted]") {
   check("resident_early_rows", resident_early_rows,
-        {.plain_share = 0.4, .plain = {"wrong"}, .race = {"race: write of 16 bytes of shared memory"}},
-        resident_is_right);
+        {.plain_share = 0.0, .race = {"race: write of 16 bytes of shared memory"}}, resident_is_right);
 }
 
 TEST_CASE("planted: cb_resident lookup that reads rows before all lanes have brought them", "[planted]") {

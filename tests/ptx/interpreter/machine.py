@@ -259,7 +259,7 @@ class Block(barriers.Barriers):
             if thread.next == EXIT or thread.at is None:
                 continue
             i = self.kernel.instructions[thread.at]
-            if i.parts[0] in ("bar", "barrier"):
+            if i.parts[0] in ("bar", "barrier") and i.parts[1] != "warp":
                 at_barriers[thread.get(i.operands[0]) if i.operands else 0].append(thread)
             elif i.parts[0] == "mbarrier":
                 progress = self.try_wait(thread, i) or progress

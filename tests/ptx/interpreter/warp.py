@@ -11,7 +11,7 @@ def partners(block, i, threads: list):
     begin = first.linear // width * width
     if i.parts[0] == "activemask":
         return threads
-    if i.parts[0] in ("shfl", "vote", "match", "redux", "elect"):
+    if i.parts[0] in ("shfl", "vote", "match", "redux", "elect", "bar"):  # bar.warp.sync
         mask = first.get(i.operands[-1])
         if not mask >> first.lane & 1:
             first.fail("the lane is not in its own mask")
@@ -116,4 +116,5 @@ def _shfl(i, threads):
             t.r[predicate.index] = inside
 
 
-_KINDS = {"elect": _elect, "activemask": _activemask, "vote": _vote, "match": _match, "redux": _redux, "shfl": _shfl}
+_KINDS = {"elect": _elect, "activemask": _activemask, "vote": _vote, "match": _match, "redux": _redux, "shfl": _shfl,
+          "bar": lambda i, threads: None}
