@@ -242,6 +242,7 @@ const VariantOp quantize_variant_op{
     .make = [](const Runtime& runtime, const VariantShape& shape, CaseData data,
                int64_t) -> std::unique_ptr<VariantCase> {
       return std::make_unique<ClusterSumsCase>(runtime, shape, data, SumsForm::quantizing);
-    }};
+    },
+    .decides = "cluster_sums"};
 
 }  // namespace vqlab

@@ -68,6 +68,9 @@ struct VariantOp {
   // Computes the answers of at most `rows_to_check` rows, spread evenly from the first to the last.
   std::unique_ptr<VariantCase> (*make)(const Runtime& runtime, const VariantShape& shape, CaseData data,
                                        int64_t rows_to_check);
+  // The op of choose_kernels whose variant `compare --tune` chooses by this case, which is then the form that
+  // runs compute; "": none.
+  std::string_view decides = "";
 };
 
 std::span<const VariantOp* const> variant_ops();

@@ -24,7 +24,7 @@ struct Measured {
 };
 
 Json case_of(const Measured& m) {
-  const VariantResult result{.variant = {m.variant, "an idea, in two words", Device::cpu, true},
+  const VariantResult result{.variant = {m.variant, "an idea, in two words", Device::cpu, true, true},
                              .shape = {100, 16, 4},
                              .status = m.status,
                              .rows_checked = 100,
