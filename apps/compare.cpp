@@ -132,14 +132,13 @@ Json CompareCommand::list_variants(const CommonOptions& common) const {
   return result;
 }
 
-// Those of --op; else those of an earlier result, all if there is to be a choice of each, or the lookup.
+// Those of --op; else those of an earlier result, those that decide a choice, or the lookup.
 std::vector<const VariantOp*> CompareCommand::wanted_ops(const Json& before) const {
   std::vector<const VariantOp*> ops;
   const auto add = [&](const VariantOp* op) {
     if (std::find(ops.begin(), ops.end(), op) == ops.end()) ops.push_back(op);
   };
-  bool all = op_texts_.empty() && tune_;
-  const auto eligible = [&](const VariantOp* op) { return !tune_ || op->of_runs; };
+  bool all = false;
   for (const std::string& text : op_texts_)
     for (const std::string_view name : split_text(text, ','))
       name == "all" ? void(all = true) : add(&find_variant_op(name));
@@ -147,11 +146,8 @@ std::vector<const VariantOp*> CompareCommand::wanted_ops(const Json& before) con
     bool measured = false;
     if (op_texts_.empty() && before.is_object())
       for (const Json& row : before.at("cases").items()) measured |= row.at("op").as_string() == op->name;
-    if ((all && eligible(op)) || measured) add(op);
+    if (all || measured || (op_texts_.empty() && tune_ && !op->decides.empty())) add(op);
   }
-  for (const VariantOp* op : ops)
-    if (!eligible(op))
-      throw usage(fmt::format("no run chooses kernels by {}", op->name), "leave out --op", "--tune");
   if (ops.empty()) add(&find_variant_op("lookup"));
   return ops;
 }
@@ -179,6 +175,10 @@ std::vector<Job> CompareCommand::plan(const Runtime& runtime, const Json& before
   const std::vector<const VariantOp*> ops = wanted_ops(before);
   if (ops.size() > 1 && !variant_texts_.empty())
     throw usage("variants are of one op", "name it with --op, or leave out --variant", "--variant");
+  for (const VariantOp* op : ops)
+    if (tune_ && op->decides.empty())
+      throw usage(fmt::format("no run chooses a kernel by {}", op->name),
+                  "leave out --op: those that are chosen by are measured", "--tune");
   std::vector<Job> jobs;
   for (const VariantOp* op : ops) {
     std::vector<VariantInfo> variants;
@@ -267,7 +267,7 @@ CommandResult CompareCommand::run(const CommonOptions& common) {
       command.json["cases"].push_back(row);
     }
     const auto trusted = [&](std::string_view variant) {
-      return trust == nullptr || trust->verdict(job.op->name, variant).passed;
+      return trust == nullptr || trust->verdict(job.op->decides, variant).passed;
     };
     if (!tune_) continue;
     if (const auto choice = fastest_variant(*job.op, results, trusted)) choices.push_back(*choice);

@@ -204,7 +204,6 @@ int64_t scratch_of(Device device, const VariantShape& s) {
 
 extern const VariantOp cluster_sums_variant_op, skewed_sums_variant_op, quantize_variant_op;
 const VariantOp cluster_sums_variant_op{.name = "cluster_sums",
-                                        .of_runs = true,
                                         .bounds_rounding = true,
                                         .variants = variants_of,
                                         .flop = additions,
@@ -217,7 +216,6 @@ const VariantOp cluster_sums_variant_op{.name = "cluster_sums",
 
 // Nine tenths of the latents have one code; a little less, not to be taken for data that proves little.
 const VariantOp skewed_sums_variant_op{.name = "skewed_sums",
-                                       .of_runs = false,
                                        .bounds_rounding = true,
                                        .variants = variants_of,
                                        .flop = additions,
@@ -233,7 +231,6 @@ const VariantOp skewed_sums_variant_op{.name = "skewed_sums",
 // the quantized latents are written besides.
 const VariantOp quantize_variant_op{
     .name = "quantize",
-    .of_runs = false,
     .bounds_rounding = true,
     .variants = variants_of,
     .flop = [](const VariantShape& s) { return 4.0 * double(s.N) * double(s.D); },
@@ -245,6 +242,7 @@ const VariantOp quantize_variant_op{
     .make = [](const Runtime& runtime, const VariantShape& shape, CaseData data,
                int64_t) -> std::unique_ptr<VariantCase> {
       return std::make_unique<ClusterSumsCase>(runtime, shape, data, SumsForm::quantizing);
-    }};
+    },
+    .decides = "cluster_sums"};
 
 }  // namespace vqlab

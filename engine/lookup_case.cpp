@@ -95,7 +95,6 @@ void LookupCase::answer_all(const std::vector<float>& latents, const std::vector
 extern const VariantOp lookup_variant_op;
 const VariantOp lookup_variant_op{
     .name = "lookup",
-    .of_runs = true,
     .bounds_rounding = false,
     .variants =
         [](Device device) {
@@ -112,6 +111,7 @@ const VariantOp lookup_variant_op{
     .scratch_bytes = [](Device device,
                         const VariantShape& s) { return lookup_scratch_bytes(device, s.N, s.K, s.D); },
     .make = [](const Runtime& runtime, const VariantShape& shape, CaseData data, int64_t rows)
-        -> std::unique_ptr<VariantCase> { return std::make_unique<LookupCase>(runtime, shape, data, rows); }};
+        -> std::unique_ptr<VariantCase> { return std::make_unique<LookupCase>(runtime, shape, data, rows); },
+    .decides = "lookup"};
 
 }  // namespace vqlab

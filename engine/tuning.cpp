@@ -57,7 +57,7 @@ std::optional<TunedChoice> fastest_variant(const VariantOp& op, const std::vecto
   }
   for (const VariantResult* result : eligible)
     if (result->timing->median_ms <= kAsFast * least)
-      return TunedChoice{.op = std::string(op.name),
+      return TunedChoice{.op = std::string(op.decides),
                          .shape = result->shape,
                          .threads = tuned_threads(result->variant.device),
                          .variant = std::string(result->variant.name),

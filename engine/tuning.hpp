@@ -13,7 +13,7 @@
 namespace vqlab {
 
 struct TunedChoice {
-  std::string op;
+  std::string op;  // of choose_kernels
   VariantShape shape;
   int64_t threads = 0;  // of the CPU backend; 0 on a GPU
   std::string variant;
@@ -23,9 +23,10 @@ struct TunedChoice {
   Json to_json() const;
 };
 
-// The fastest of one op's variants at one shape, results in the order of its table. Eligible are those that
-// equal the definition bit for bit, gave equal bits twice, and are trusted, so that a choice changes no
-// result; of those within 2 % of the fastest the first is taken. None if nothing eligible was timed.
+// The fastest variant of the op that `op` decides, at one shape, results in the order of its table. Eligible
+// are those that equal the definition bit for bit, gave equal bits twice, and are trusted, so that a choice
+// changes no result; of those within 2 % of the fastest the first is taken. None if nothing eligible was
+// timed.
 std::optional<TunedChoice> fastest_variant(const VariantOp& op, const std::vector<VariantResult>& results,
                                            const std::function<bool(std::string_view variant)>& trusted);
 

@@ -59,7 +59,6 @@ class VariantCase {
 // An entry of the table of ops with variants.
 struct VariantOp {
   std::string_view name;
-  bool of_runs;          // runs choose among the variants by what was measured under this name
   bool bounds_rounding;  // what wrong() counts is a defect of an inexact variant too
   std::vector<VariantInfo> (*variants)(Device device);  // in order of preference
   double (*flop)(const VariantShape& shape);
@@ -69,6 +68,9 @@ struct VariantOp {
   // Computes the answers of at most `rows_to_check` rows, spread evenly from the first to the last.
   std::unique_ptr<VariantCase> (*make)(const Runtime& runtime, const VariantShape& shape, CaseData data,
                                        int64_t rows_to_check);
+  // The op of choose_kernels whose variant `compare --tune` chooses by this case, which is then the form that
+  // runs compute; "": none.
+  std::string_view decides = "";
 };
 
 std::span<const VariantOp* const> variant_ops();
