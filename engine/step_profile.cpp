@@ -207,13 +207,15 @@ void capture(const ProfileOptions& options, Bench& bench) {
 }
 
 void watch(Bench& bench, Recorder& recorder, size_t count) {
-  const Watching watching(recorder);
-  for (size_t i = 0; i < count; ++i) {
-    recorder.begin_step();
-    bench.step();
-    recorder.end_step();
+  {
+    const Watching watching(recorder);
+    for (size_t i = 0; i < count; ++i) {
+      recorder.begin_step();
+      bench.step();
+      recorder.end_step();
+    }
   }
-  bench.wait();
+  bench.wait();  // unwatched: an emulated device computes now, some of it by ops of the CPU
 }
 
 std::vector<double> unwatched_steps(Bench& bench, size_t count) {
