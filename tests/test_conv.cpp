@@ -258,12 +258,13 @@ TEST_CASE("conv: results have the same bits for any number of threads", "[unit]"
   }
 }
 
-// Of those with fused multiply-adds; the others round products.
+// Of those with fused multiply-adds; the others round products. What the processor has is not always
+// compiled.
 TEST_CASE("conv: results have the same bits on every instruction set", "[unit]") {
   for (const Shape& s : conv_shapes()) {
     INFO(s.text());
     std::vector<uint32_t> expected;
-    for (int64_t rest = hwy::SupportedTargets(); rest != 0; rest &= rest - 1) {
+    for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0; rest &= rest - 1) {
       const int64_t target = rest & -rest;
       INFO(hwy::TargetName(target));
       const OneTarget only(target);
