@@ -76,7 +76,8 @@ class Recorder : public OpWatch {
   }
   void end_step() { steps.back().span.end = marks.set(stream_); }
 
-  // What a GPU's op computes on the host meanwhile is not on its clock.
+  // An emulated device computes some of its ops by those of the CPU, whenever it gets to them: not of this
+  // clock.
   void before(const OpFacts& op, Stream stream) override {
     if (stream.device != stream_.device) return;
     if (depth_++ == 0) steps.back().calls.push_back({op, room_, {.begin = marks.set(stream)}});
@@ -215,15 +216,13 @@ void capture(const ProfileOptions& options, Bench& bench) {
 }
 
 void watch(Bench& bench, Recorder& recorder, size_t count) {
-  {
-    const Watching watching(recorder);
-    for (size_t i = 0; i < count; ++i) {
-      recorder.begin_step();
-      bench.step();
-      recorder.end_step();
-    }
+  const Watching watching(recorder);
+  for (size_t i = 0; i < count; ++i) {
+    recorder.begin_step();
+    bench.step();
+    recorder.end_step();
   }
-  bench.wait();  // unwatched: an emulated device computes now, some of it by ops of the CPU
+  bench.wait();
 }
 
 std::vector<double> unwatched_steps(Bench& bench, size_t count) {
