@@ -16,6 +16,8 @@
 namespace vqlab {
 namespace {
 
+constexpr int64_t kMostSteps = 1000;  // whose ops are all kept
+
 // Points of time: of the host's clock, or of a stream's work on a GPU.
 class Marks {
  public:
@@ -74,10 +76,14 @@ class Recorder : public OpWatch {
   }
   void end_step() { steps.back().span.end = marks.set(stream_); }
 
+  // An emulated device computes some of its ops by those of the CPU, whenever it gets to them: not of this
+  // clock.
   void before(const OpFacts& op, Stream stream) override {
+    if (stream.device != stream_.device) return;
     if (depth_++ == 0) steps.back().calls.push_back({op, room_, {.begin = marks.set(stream)}});
   }
   void after(Stream stream) override {
+    if (stream.device != stream_.device) return;
     if (--depth_ == 0) steps.back().calls.back().span.end = marks.set(stream);
   }
   void enter(const char* range) override {
@@ -186,6 +192,9 @@ void Bench::require_use() const {
   if (per_epoch > 0 && last > steps)  // an epoch without steps is the trainer's to refuse
     throw Error(ErrorKind::usage, fmt::format("step {} is beyond the last one, {}", last, steps),
                 "profile earlier steps, or raise train.epochs", "--steps");
+  if (!options_.capture && last - first >= kMostSteps)
+    throw Error(ErrorKind::usage, fmt::format("{} steps are more than {}", last - first + 1, kMostSteps),
+                "fewer say as much", "--steps");
   if (options_.graph && !options_.capture)
     throw Error(ErrorKind::usage, "the ops of a graph cannot be told apart by events",
                 "leave out --graph, or let a profiler measure: --capture", "--graph");
@@ -207,15 +216,13 @@ void capture(const ProfileOptions& options, Bench& bench) {
 }
 
 void watch(Bench& bench, Recorder& recorder, size_t count) {
-  {
-    const Watching watching(recorder);
-    for (size_t i = 0; i < count; ++i) {
-      recorder.begin_step();
-      bench.step();
-      recorder.end_step();
-    }
+  const Watching watching(recorder);
+  for (size_t i = 0; i < count; ++i) {
+    recorder.begin_step();
+    bench.step();
+    recorder.end_step();
   }
-  bench.wait();  // unwatched: an emulated device computes now, some of it by ops of the CPU
+  bench.wait();
 }
 
 std::vector<double> unwatched_steps(Bench& bench, size_t count) {

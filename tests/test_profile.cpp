@@ -321,6 +321,8 @@ TEST_CASE("profile: what cannot be profiled is refused", "[cli][bad-input]") {
   require_failure(run_vqlab(profile + "--steps 20:25"), 2, "step 25 is beyond the last one, 24",
                   "train.epochs");
   require_failure(run_vqlab(profile), 2, "step 39 is beyond the last one, 24", "train.epochs");
+  require_failure(run_vqlab(profile + "--steps 1:1001 --set train.epochs=126"), 2,
+                  "1001 steps are more than 1000", "fewer");
   require_failure(run_vqlab("profile /nonexistent.toml"), 2, "/nonexistent.toml", "");
   require_failure(run_vqlab("profile " + (desk / "data")), 2, "", "");
   require_failure(run_vqlab("profile"), 2, "config", "--help");
