@@ -47,6 +47,7 @@ void require_comparison(const Json& json) {
         throw Error(ErrorKind::data, fmt::format("{} of {} is not positive", key, key_of(row)),
                     "measure again");
     (void)row.at("ms_iqr").as_number();
+    (void)row.at("ms_min").as_number();
     (void)row.at("samples").as_integer();
   }
 }
@@ -68,9 +69,18 @@ struct Pair {
   double new_of(const char* key) const { return now->at(key).as_number(); }
 };
 
-double quartile(const Json& row, const char* key, double side) {
-  if (const Json* value = row.find(key)) return value->as_number();
-  return row.at("ms_median").as_number() + 0.5 * side * row.at("ms_iqr").as_number();
+double upper_quartile(const Json& row) {
+  if (const Json* value = row.find("ms_q3")) return value->as_number();
+  return row.at("ms_median").as_number() + 0.5 * row.at("ms_iqr").as_number();
+}
+
+// Half of the samples, relative to the median.
+double spread(const Json& row) { return row.at("ms_iqr").as_number() / row.at("ms_median").as_number(); }
+
+// Whether `slow` is slower than `fast` by more than both scatter, to its fastest sample.
+bool apart(const Json& slow, const Json& fast) {
+  const double ratio = slow.at("ms_median").as_number() / fast.at("ms_median").as_number();
+  return ratio - 1.0 > spread(slow) + spread(fast) && slow.at("ms_min").as_number() > upper_quartile(fast);
 }
 
 const char* judge(const Pair& pair, double percent) {
@@ -81,9 +91,8 @@ const char* judge(const Pair& pair, double percent) {
   const auto changed = [&](double r) { return r > limit ? 1 : r * limit < 1.0 ? -1 : 0; };
   if (changed(ratio) != changed(by_share)) return "AMBG";
   if (changed(ratio) == 0) return "SAME";
-  if (changed(ratio) > 0)
-    return quartile(*pair.now, "ms_q1", -1.0) > quartile(*pair.before, "ms_q3", 1.0) ? "SLOW" : "AMBG";
-  return quartile(*pair.now, "ms_q3", 1.0) < quartile(*pair.before, "ms_q1", -1.0) ? "FAST" : "AMBG";
+  if (changed(ratio) > 0) return apart(*pair.now, *pair.before) ? "SLOW" : "AMBG";
+  return apart(*pair.before, *pair.now) ? "FAST" : "AMBG";
 }
 
 std::string why_not_timed(const Pair& pair) {
@@ -208,10 +217,12 @@ Table change_table(const Json& changes) {
 std::string change_rule(const Json& changes) {
   const double percent = changes.at("percent").as_number();
   return fmt::format(
-      "Old: `{}`. SLOW: the median and the share of the ceiling are both worse by more than {} %, and the "
-      "quartiles do not overlap. FAST: both better. SAME: neither has changed by more. AMBG: within the "
-      "spread, or "
-      "times and shares disagree. ????: not comparable.",
+      "Old: `{}`. SLOW: the median and the share of the ceiling are both worse by more than {} %, by more "
+      "than "
+      "both interquartile ranges, and every new sample is above the old upper quartile. FAST: the reverse. "
+      "SAME: "
+      "neither has changed by more. AMBG: within the spread, or times and shares disagree. ????: not "
+      "comparable.",
       changes.at("old").as_string(), percent);
 }
 

@@ -20,8 +20,10 @@ std::string why_incomparable(const Json& before, const Json& now);
 
 // Every case of either result with one of these statuses:
 //   SAME  the median and the share of the ceiling have both changed by at most `percent`
-//   SLOW  both are worse by more, and the quartiles do not overlap: new q1 > old q3
-//   FAST  both are better by more, and the quartiles do not overlap
+//   SLOW  both are worse by more; the medians are further apart than the two interquartile ranges, each
+//   relative
+//         to its median, together; and the fastest new sample is slower than the old upper quartile
+//   FAST  the reverse
 //   AMBG  anything else: a change within the spread, of the machine as a whole (times and shares disagree),
 //   or
 //         of fewer than 5 samples

@@ -94,6 +94,8 @@ void Comparison::time(std::vector<VariantResult>& results, const Ceilings& ceili
     result.timing = timings[i];
     result.gb_s = op_.bytes(result.shape) / timings[i].median_ms * 1e-6;
     result.tflop_s = op_.flop(result.shape) / timings[i].median_ms * 1e-9;
+    result.copy_gb_s = copy_gb_s;
+    result.product_tflop_s = product_tflop_s;
     result.share = result.gb_s / copy_gb_s;
     if (product != nullptr) result.share = std::max(result.share, result.tflop_s / product_tflop_s);
   }

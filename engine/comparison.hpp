@@ -29,6 +29,7 @@ struct VariantResult {
   bool deterministic = true;          // of variants that may be timed: two more runs gave the same bits
   std::optional<Timing> timing = {};  // the rest is of timed variants
   double gb_s = 0.0, tflop_s = 0.0;
+  double copy_gb_s = 0.0, product_tflop_s = 0.0;  // ceilings among its samples; 0: the product is not known
   double share = 0.0;                        // of the ceiling that binds: product, where it is known, or copy
   std::vector<LaunchedKernel> kernels = {};  // of variants that ran at the shape, on a GPU
 };

@@ -109,11 +109,18 @@ std::vector<Picture> time_pictures(const Json& result, const std::string& op) {
 Picture roofline_picture(const Json& result) {
   const Json& ceilings = result.at("ceilings");
   if (ceilings.at("copy_gb_s").is_null()) return {};
-  const double copy = ceilings.at("copy_gb_s").as_number() * 1e-3;  // TB/s, or TFLOP/s at 1 flop a byte
-  const Json& product_json = ceilings.at("product_tflop_s");
-  double most = product_json.is_null() ? 0.0 : product_json.as_number();
-  for (const Json& row : result.at("cases").items())
-    if (timed(row)) most = std::max(most, row.at("tflop_s").as_number());
+  double copy = ceilings.at("copy_gb_s").as_number(), product = 0.0;  // the fastest of the run
+  if (const Json& measured = ceilings.at("product_tflop_s"); !measured.is_null())
+    product = measured.as_number();
+  double most = product;
+  for (const Json& row : result.at("cases").items()) {
+    if (!timed(row)) continue;
+    copy = std::max(copy, row.at("copy_gb_s").as_number());
+    if (!row.at("product_tflop_s").is_null())
+      product = std::max(product, row.at("product_tflop_s").as_number());
+    most = std::max({most, product, row.at("tflop_s").as_number()});
+  }
+  copy *= 1e-3;  // TB/s, or TFLOP/s at one operation a byte
   const SpeedUnit unit = unit_for(most);
   XyChart chart{.title = "Roofline",
                 .description = "Speed of each variant over operations per compulsory byte.",
@@ -127,15 +134,16 @@ Picture roofline_picture(const Json& result) {
     for (const ChartPoint& point : series.points)
       left = std::min(left, point.x), right = std::max(right, point.x);
   const auto slope = [&](double at) { return std::pair(at, at * copy * unit.per_tflop); };
-  if (product_json.is_null()) {
+  if (product == 0.0) {
     chart.limits = {{"copy", {slope(0.5 * left), slope(2.0 * right)}}};
   } else {
-    const double product = product_json.as_number(), ridge = product / copy;
+    const double ridge = product / copy;
     left = 0.5 * std::min(left, ridge), right = 2.0 * std::max(right, ridge);
     chart.limits = {{"copy, product", {slope(left), slope(ridge), {right, product * unit.per_tflop}}}};
   }
   return {
-      "What the copy (the slope) and the fp32 product (the level) of this run allow, and what each variant "
+      "What the fastest copy (the slope) and the fastest fp32 product (the level) of this run allow, and "
+      "what each variant "
       "reaches.",
       draw(chart)};
 }

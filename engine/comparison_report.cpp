@@ -203,6 +203,8 @@ Json to_json(const VariantOp& op, const VariantResult& r, const std::string& sha
   json["gb_s"] = timed(r.gb_s);
   json["tflop_s"] = timed(r.tflop_s);
   json["flop_per_byte"] = op.flop(r.shape) / op.bytes(r.shape);
+  json["copy_gb_s"] = timed(r.copy_gb_s);
+  json["product_tflop_s"] = r.product_tflop_s > 0.0 ? Json(r.product_tflop_s) : Json();
   json["share_of_ceiling"] = timed(r.share);
   add_resources(json, r.kernels);
   const bool repeated = r.status == "ok" || r.status == "MISTRUSTED";

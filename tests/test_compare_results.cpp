@@ -18,7 +18,7 @@ using Catch::Matchers::Contains;
 
 // A case that took `ms` with quartiles at +- spread, and reached `share` of its ceiling.
 struct Measured {
-  double ms = 10.0, spread = 0.01, share = 0.5;
+  double ms = 10.0, spread = 0.01, share = 0.5, least = 0.98;
   int64_t samples = 20;
   const char *variant = "fused", *status = "ok";
 };
@@ -32,10 +32,12 @@ Json case_of(const Measured& m) {
                                               .q1_ms = m.ms * (1.0 - m.spread),
                                               .q3_ms = m.ms * (1.0 + m.spread),
                                               .iqr_ms = m.ms * 2.0 * m.spread,
-                                              .min_ms = m.ms * 0.9,
+                                              .min_ms = m.ms * m.least,
                                               .samples = m.samples},
                              .gb_s = 1.0,
                              .tflop_s = 0.1 * m.share,
+                             .copy_gb_s = 10.0,
+                             .product_tflop_s = 0.1,
                              .share = m.share};
   return to_json(find_variant_op("lookup"), result, "", {});
 }
@@ -68,9 +70,12 @@ TEST_CASE("compare: a change counts beyond the noise and in time and share alike
   CHECK(status_of(before, {.ms = 10.4, .share = 0.5 / 1.04}) == "SAME");
   CHECK(status_of(before, {.ms = 12.0, .share = 0.5 / 1.2}) == "SLOW");
   CHECK(status_of(before, {.ms = 10.0 / 1.2, .share = 0.6}) == "FAST");
-  // Quartiles overlap: 10 + 1.2 reaches beyond 12 - 1.44.
-  CHECK(status_of({.spread = 0.12}, {.ms = 12.0, .spread = 0.12, .share = 0.5 / 1.2}) == "AMBG");
-  CHECK(status_of({.spread = 0.12}, {.ms = 10.0 / 1.2, .spread = 0.12, .share = 0.6}) == "AMBG");
+  // 20 % are no more than the two interquartile ranges together.
+  CHECK(status_of({.spread = 0.05}, {.ms = 12.0, .spread = 0.06, .share = 0.5 / 1.2}) == "AMBG");
+  CHECK(status_of({.spread = 0.05}, {.ms = 10.0 / 1.2, .spread = 0.06, .share = 0.6}) == "AMBG");
+  // One sample was as fast as three quarters of the others: 12 * 0.84 = 10.08 < 10.1.
+  CHECK(status_of(before, {.ms = 12.0, .share = 0.5 / 1.2, .least = 0.84}) == "AMBG");
+  CHECK(status_of({.least = 0.84}, {.ms = 10.0 / 1.2, .share = 0.6}) == "AMBG");
   CHECK(status_of(before, {.ms = 12.0}) == "AMBG");                // the whole machine is slower
   CHECK(status_of(before, {.share = 0.5 / 1.2}) == "AMBG");        // its ceilings are faster
   CHECK(status_of(before, {.ms = 12.0, .share = 0.6}) == "AMBG");  // opposite
@@ -78,7 +83,8 @@ TEST_CASE("compare: a change counts beyond the noise and in time and share alike
   CHECK(status_of(before, {.ms = 20.0, .share = 0.25, .samples = 4}) == "AMBG");
   CHECK(status_of({.samples = 5}, {.ms = 12.0, .share = 0.5 / 1.2, .samples = 5}) == "SLOW");
   const Json strict =
-      compare_results(result_of({before}), result_of({{.ms = 10.4, .share = 0.5 / 1.04}}), 2.0, "old", "new");
+      compare_results(result_of({{.spread = 0.005}}),
+                      result_of({{.ms = 10.4, .spread = 0.005, .share = 0.5 / 1.04}}), 2.0, "old", "new");
   CHECK(strict.at("cases").items().at(0).at("status").as_string() == "SLOW");
   CHECK_THAT(change_rule(strict), Contains("2 %"));
 }
@@ -206,7 +212,7 @@ TEST_CASE("compare: --against measures the cases of a result again", "[cli]") {
   CHECK(again.at("changes").at("counts").at("????").as_integer() == 0);
   // As if it had been a hundred times faster, beside the same ceilings.
   Json planted = first, row = first.at("cases").items().at(0);
-  for (const char* key : {"ms_median", "ms_iqr", "ms_q1", "ms_q3"})
+  for (const char* key : {"ms_median", "ms_iqr", "ms_q1", "ms_q3", "ms_min"})
     row[key] = row.at(key).as_number() / 100.0;
   row["share_of_ceiling"] = row.at("share_of_ceiling").as_number() * 100.0;
   planted["cases"] = Json::Array{row};
@@ -241,7 +247,7 @@ TEST_CASE("compare: the cases as CSV", "[unit]") {
   const std::string csv = comparison_csv(result);
   CHECK(csv.starts_with("n,k,d,op,device,variant,shape_name,dtype,"));
   CHECK(count_of(csv, "\r\n") == 4);
-  CHECK_THAT(csv, Contains("\r\n100,16,4,lookup,cpu,fused,,fp32,exact,true,0,100,10.0,9.9,10.1,9.0,20,"));
+  CHECK_THAT(csv, Contains("\r\n100,16,4,lookup,cpu,fused,,fp32,exact,true,0,100,10.0,9.9,10.1,9.8,20,"));
   CHECK_THAT(
       csv,
       Contains(",\"a \"\"quoted\"\", text\",\"vqlab compare --op lookup --variant odd --shape 100,16,4"));
@@ -284,8 +290,9 @@ TEST_CASE("compare: the roofline names a shape once and bends at the ridge", "[u
   REQUIRE(end != std::string::npos);
   const std::string roof = picture.svg.substr(picture.svg.rfind("<path", end), 60);
   CHECK(count_of(roof, "L") == 2);
-  Json no_product = result_of({{}});
-  no_product["ceilings"]["product_tflop_s"] = Json();
+  Json no_product = result_of({}), row = case_of({});
+  row["product_tflop_s"] = no_product["ceilings"]["product_tflop_s"] = Json();
+  no_product["cases"].push_back(row);
   CHECK(count_of(roofline_picture(no_product).svg, "stroke-dasharray=\"6 3\"") == 2);
   CHECK(roofline_picture(result_of({})).svg.empty());
 }
