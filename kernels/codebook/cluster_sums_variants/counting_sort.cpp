@@ -42,6 +42,13 @@ void counting_sort(const View<const int32_t>& codes, int64_t K, const Parts& par
   starts[0] = 0;
 }
 
+// Neighbours pairwise, until one is left.
+inline __attribute__((always_inline)) float add_neighbours(float* values /*(kSquaresTile)*/) {
+  for (int64_t pairs = kSquaresTile / 2; pairs > 0; pairs /= 2)
+    for (int64_t i = 0; i < pairs; ++i) values[i] = values[2 * i] + values[2 * i + 1];
+  return values[0];
+}
+
 // Rows of one code and up to kSquaresTile of their dimensions; arrays begin at the first of these.
 struct Rows {
   float* quantized;      // (N, D), or null
@@ -51,43 +58,71 @@ struct Rows {
   int64_t count, D, width;
 };
 
-// sum (width) of the rows in order; returns that of the squares, if there is quantized. kWidth: the width if
-// it is known to the compiler, which then keeps the sums in registers; else 0.
-template <int64_t kWidth>
-inline __attribute__((always_inline)) float add_rows(const Rows& rows, float* __restrict sum) {
-  const int64_t width = kWidth > 0 ? kWidth : rows.width;
+// sum (width) of the rows in order; returns that of the squares, if there is quantized. For any width.
+inline __attribute__((always_inline)) float add_rows(const Rows& rows, float* sum) {
+  const int64_t width = rows.width;
   float partial[kSquaresTile] = {}, squares[kSquaresTile] = {};
-  if (rows.quantized == nullptr) {
-    for (int64_t i = 0; i < rows.count; ++i) {
-      const float* latent = rows.latents + int64_t(rows.order[i]) * rows.D;
-      for (int64_t d = 0; d < width; ++d) partial[d] += latent[d];
-    }
-    std::memcpy(sum, partial, size_t(width) * sizeof(float));
-    return 0.0f;
-  }
-  float code[kSquaresTile] = {};
-  std::memcpy(code, rows.code, size_t(width) * sizeof(float));
   for (int64_t i = 0; i < rows.count; ++i) {
     const int64_t at = int64_t(rows.order[i]) * rows.D;
     const float* latent = rows.latents + at;
+    for (int64_t d = 0; d < width; ++d) partial[d] += latent[d];
+    if (rows.quantized == nullptr) continue;
     float* __restrict quantized = rows.quantized + at;
     for (int64_t d = 0; d < width; ++d) {
-      const float difference = latent[d] - code[d];
-      quantized[d] = code[d];
-      partial[d] += latent[d];
+      const float difference = latent[d] - rows.code[d];
+      quantized[d] = rows.code[d];
       squares[d] += difference * difference;
     }
   }
   std::memcpy(sum, partial, size_t(width) * sizeof(float));
-  for (int64_t pairs = kSquaresTile / 2; pairs > 0; pairs /= 2)
-    for (int64_t d = 0; d < pairs; ++d) squares[d] = squares[2 * d] + squares[2 * d + 1];
-  return squares[0];
+  return add_neighbours(squares);
 }
 
-VQ_MULTIVERSION float add_rows_of(const Rows& rows, float* sum) {
-  if (rows.width == 32) return add_rows<32>(rows, sum);
-  if (rows.width == 16) return add_rows<16>(rows, sum);
-  return add_rows<0>(rows, sum);
+template <int kLanes>
+struct Vector {
+  typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+};
+
+// The same for a width of kVectors vectors of kLanes, whose sums then stay in registers.
+template <int kLanes, int kVectors, bool kQuantize>
+inline __attribute__((always_inline)) float add_vectors(const Rows& rows, float* sum) {
+  using Floats = typename Vector<kLanes>::Floats;
+  Floats partial[kVectors] = {}, squares[kVectors] = {}, code[kVectors] = {};
+  if constexpr (kQuantize) std::memcpy(code, rows.code, sizeof code);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const int64_t at = int64_t(rows.order[i]) * rows.D;
+    for (int v = 0; v < kVectors; ++v) {
+      Floats latent;
+      std::memcpy(&latent, rows.latents + at + v * kLanes, sizeof latent);
+      partial[v] += latent;
+      if constexpr (kQuantize) {
+        const Floats difference = latent - code[v];
+        squares[v] += difference * difference;
+        std::memcpy(rows.quantized + at + v * kLanes, &code[v], sizeof latent);
+      }
+    }
+  }
+  std::memcpy(sum, partial, sizeof partial);
+  float of_tile[kSquaresTile] = {};
+  std::memcpy(of_tile, squares, sizeof squares);
+  return add_neighbours(of_tile);
+}
+
+template <bool kQuantize>
+inline __attribute__((always_inline)) float add_rows_of_width(const Rows& rows, float* sum) {
+  if (rows.width == 32) return add_vectors<16, 2, kQuantize>(rows, sum);
+  if (rows.width == 16) return add_vectors<16, 1, kQuantize>(rows, sum);
+  if (rows.width == 8) return add_vectors<8, 1, kQuantize>(rows, sum);
+  if (rows.width == 4) return add_vectors<4, 1, kQuantize>(rows, sum);
+  return add_rows(rows, sum);
+}
+
+VQ_MULTIVERSION float add_rows_alone(const Rows& rows, float* sum) {
+  return add_rows_of_width<false>(rows, sum);
+}
+
+VQ_MULTIVERSION float add_rows_quantizing(const Rows& rows, float* sum) {
+  return add_rows_of_width<true>(rows, sum);
 }
 
 void add_piece(const ClusterSumsOp& op, const Parts& parts, int64_t piece) {
@@ -99,14 +134,14 @@ void add_piece(const ClusterSumsOp& op, const Parts& parts, int64_t piece) {
   float* squares = piece < K ? parts.squares + piece * tiles : parts.later_squares + (piece - K) * tiles;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t d = tile * kSquaresTile;
-    squares[tile] = add_rows_of({.quantized = op.quantized ? op.quantized.data + d : nullptr,
-                                 .latents = op.latents.data + d,
-                                 .code = op.quantized ? op.codebook.data + chunk.code * D + d : nullptr,
-                                 .order = parts.order + chunk.begin,
-                                 .count = chunk.end - chunk.begin,
-                                 .D = D,
-                                 .width = std::min(kSquaresTile, D - d)},
-                                sums + d);
+    const Rows rows{.quantized = op.quantized ? op.quantized.data + d : nullptr,
+                    .latents = op.latents.data + d,
+                    .code = op.quantized ? op.codebook.data + chunk.code * D + d : nullptr,
+                    .order = parts.order + chunk.begin,
+                    .count = chunk.end - chunk.begin,
+                    .D = D,
+                    .width = std::min(kSquaresTile, D - d)};
+    squares[tile] = op.quantized ? add_rows_quantizing(rows, sums + d) : add_rows_alone(rows, sums + d);
   }
 }
 

@@ -128,9 +128,9 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 __global__ void __launch_bounds__(kFinishBlock)
-    add_slices_kernel(int32_t* counts /*(K)*/, float* sums /*(K, D)*/, const int64_t* slice_sums,
-                      const int32_t* slice_counts, const FixedScale* scale /*(1)*/, int64_t slices, int64_t K,
-                      int64_t D) {
+    fixed_point_slices_kernel(int32_t* counts /*(K)*/, float* sums /*(K, D)*/, const int64_t* slice_sums,
+                              const int32_t* slice_counts, const FixedScale* scale /*(1)*/, int64_t slices,
+                              int64_t K, int64_t D) {
   if (scale->overflow != 0) return;
   const double down = double(scale->down);
   const int64_t first = int64_t(blockIdx.x) * kFinishBlock + threadIdx.x;
@@ -172,8 +172,9 @@ void run_fixed_point(const ClusterSumsOp& op, Stream stream) {
          {dim3(unsigned(slices.count), unsigned((D + tile - 1) / tile)), kBlock, size_t(K * (8 * tile + 4))},
          stream, parts.scale, parts.slice_sums, parts.slice_counts, op.latents.data, op.codes.data, N, K, D,
          slices.rows, unsigned(tile));
-  launch("add_slices", add_slices_kernel, {elementwise_grid(K * D, kFinishBlock), kFinishBlock}, stream,
-         op.counts.data, op.sums.data, parts.slice_sums, parts.slice_counts, parts.scale, slices.count, K, D);
+  launch("fixed_point_slices", fixed_point_slices_kernel,
+         {elementwise_grid(K * D, kFinishBlock), kFinishBlock}, stream, op.counts.data, op.sums.data,
+         parts.slice_sums, parts.slice_counts, parts.scale, slices.count, K, D);
   sum_per_code(
       {.counts = op.counts, .sums = op.sums, .latents = op.latents, .codes = op.codes, .scratch = {}},
       nullptr, &parts.scale->overflow, stream);
